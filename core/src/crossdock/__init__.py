@@ -1,0 +1,1 @@
+"""crossdock: a task queue for Python that runs on the broker you already have."""
