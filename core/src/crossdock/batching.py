@@ -1,0 +1,67 @@
+"""Group commit: the one rule by which single items become batches, for enqueues and for settlements.
+
+Flush at once when no flush is under way; else collect until it returns. There is no timer: an idle sender never waits, a busy one
+gets batches as large as its broker is slow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Generic, TypeVar
+
+T = TypeVar("T")
+
+MAX_ITEMS: Final = 1000
+"""Most items in one flush."""
+MAX_BYTES: Final = 1024 * 1024
+"""A flush ends with the item that reaches this many bytes."""
+
+
+class Batcher(Generic[T]):
+    """Collects items of one event loop and flushes them, one batch at a time.
+
+    Args:
+        flush: Sends a batch and deals with its outcome; must not raise.
+        size: Bytes of an item.
+    """
+
+    def __init__(self, flush: Callable[[list[T]], Awaitable[None]], size: Callable[[T], int]) -> None:
+        self._flush = flush
+        self._size = size
+        self._waiting: deque[T] = deque()
+        self._flusher: asyncio.Task[None] | None = None
+
+    def add(self, item: T) -> None:
+        """Take an item in; it is flushed as soon as the rule allows."""
+        self._waiting.append(item)
+        if self._flusher is None:
+            self._flusher = asyncio.get_running_loop().create_task(self._run(), name="crossdock-batcher")
+
+    def extend(self, items: list[T]) -> None:
+        """Take several items in."""
+        for item in items:
+            self.add(item)
+
+    async def drained(self) -> None:
+        """Return when nothing is waiting or under way."""
+        while self._flusher is not None:
+            await asyncio.wait([self._flusher])
+
+    async def _run(self) -> None:
+        try:
+            while self._waiting:
+                await self._flush(self._take())
+        finally:
+            self._flusher = None
+
+    def _take(self) -> list[T]:
+        waiting = self._waiting
+        batch: list[Any] = []
+        weight = 0
+        while waiting and len(batch) < MAX_ITEMS and weight < MAX_BYTES:
+            item = waiting.popleft()
+            weight += self._size(item)
+            batch.append(item)
+        return batch

@@ -1,0 +1,33 @@
+"""Message ids: UUID version 7 (RFC 9562, section 5.7), so that they sort by time and indexes on them append."""
+
+from __future__ import annotations
+
+import os
+import random
+
+from crossdock.spi import Clock
+
+
+class IdSource:
+    """Makes ids from an injected clock and source of randomness.
+
+    Args:
+        clock: Gives the milliseconds.
+        rng: Gives the other bits. None: a private source, seeded by the system and seeded anew in a forked child,
+            because two processes must never draw the same ids.
+    """
+
+    def __init__(self, clock: Clock, rng: random.Random | None = None) -> None:
+        self._clock = clock
+        self._rng = rng or random.Random()
+        self._seeded_by = os.getpid() if rng is None else None
+
+    def __call__(self) -> str:
+        """Return a new id: 36 characters, e.g. `019a8b7c-5a31-7c2e-9f10-2f6a1c0e8d44`."""
+        if self._seeded_by is not None and self._seeded_by != os.getpid():
+            self._rng.seed()
+            self._seeded_by = os.getpid()
+        bits = self._rng.getrandbits(74)
+        number = (self._clock.time_ms() << 80) | (0x7 << 76) | ((bits >> 62) << 64) | (0b10 << 62) | (bits & 0x3FFF_FFFF_FFFF_FFFF)
+        text = f"{number:032x}"
+        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
