@@ -93,19 +93,27 @@ class BrokerThread:
         self._endings.append((delivery, settlement))
         if not self._crossing:
             self._crossing = True
-            self._loop.call_soon_threadsafe(self._take_endings)
+            self._call_there(self._take_endings)
 
     async def stop_receiving(self) -> None:
         """Return when no further delivery will be reported."""
         stopped: Future[None] = Future()
-        self._loop.call_soon_threadsafe(self._stop_receiving, stopped)
-        await asyncio.wrap_future(stopped)
+        if self._call_there(self._stop_receiving, stopped):
+            await asyncio.wrap_future(stopped)
 
     async def close(self) -> None:
         """Settle what is left, disconnect and end the thread."""
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._closing.set)
+        if self._ready.done() and self._ready.exception() is None:
+            self._call_there(self._closing.set)
         await asyncio.wrap_future(self._ended)
+
+    def _call_there(self, callback: Callable[..., None], *args: Any) -> bool:
+        """Call something in the broker's loop; False if that loop has ended, because the broker thread failed."""
+        try:
+            self._loop.call_soon_threadsafe(callback, *args)
+        except RuntimeError:
+            return False
+        return True
 
     # --- in the broker's thread ---
 

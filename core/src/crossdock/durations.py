@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import datetime
 from typing import Final
@@ -41,9 +42,11 @@ def parse_duration(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """Return a duration for people, by its two largest units: `250ms`, `2.5s`, `1h30m`, `3d4h`."""
+    """Return a duration for people, by its two largest units: `250ms`, `2.5s`, `1h30m`, `3d4h`; infinity is `forever`."""
     if seconds < 0:
         return f"-{format_duration(-seconds)}"
+    if math.isinf(seconds):
+        return "forever"
     milliseconds = round(seconds * 1000)
     if milliseconds < 1000:
         return f"{milliseconds}ms" if milliseconds else "0s"

@@ -29,20 +29,21 @@ UNKNOWN_TASK_LIMIT_MS: Final = 24 * 3600 * 1000
 class Execution:
     """A delivery that is being executed; also the `Context` that its handler sees."""
 
-    __slots__ = ("arguments", "asyncio_task", "cancelled_for", "deadline", "delivery", "ended", "envelope", "started", "task")
+    __slots__ = ("arguments", "asyncio_task", "cancelled_for", "deadline", "delivery", "ended", "envelope", "started", "target")
 
     def __init__(
         self,
         delivery: Delivery,
         envelope: Envelope,
-        task: Task[Any, Any],
+        target: Task[Any, Any],
         arguments: dict[str, Any],
         started: float,
         deadline: float | None,
     ) -> None:
         self.delivery = delivery
         self.envelope = envelope
-        self.task = task
+        self.target = target
+        """The registered task that is executed."""
         self.arguments = arguments
         self.started = started
         """By the clock's monotonic seconds."""
@@ -59,6 +60,10 @@ class Execution:
     @property
     def id(self) -> str:
         return self.delivery.message.id
+
+    @property
+    def task(self) -> str:
+        return self.target.name
 
     @property
     def queue(self) -> str:
@@ -86,8 +91,8 @@ class Execution:
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
-        logger = logging.getLogger(f"crossdock.task.{self.task.name}")
-        return logging.LoggerAdapter(logger, {"task_id": self.id, "task": self.task.name, "attempt": self.attempt})
+        logger = logging.getLogger(f"crossdock.task.{self.task}")
+        return logging.LoggerAdapter(logger, {"task_id": self.id, "task": self.task, "attempt": self.attempt})
 
 
 class Judge:
@@ -194,7 +199,7 @@ class Judge:
 
     def _policy(self, execution: Execution) -> RetryPolicy:
         """Call, then task, then queue, then default."""
-        task, queue = execution.task, self._queue_of(execution.queue)
+        task, queue = execution.target, self._queue_of(execution.queue)
         own = task.retry or queue.retry
         if own is None and queue.max_attempts is not None:
             own = RetryPolicy(Backoff(max_attempts=queue.max_attempts))

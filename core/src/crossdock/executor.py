@@ -84,7 +84,7 @@ class Executor:
             self._running[delivery.receipt] = begun
             if begun.deadline is not None and begun.deadline < self._alarm_at:
                 self._set_alarm(begun.deadline)
-            if begun.task.is_async or self._chain is not None:
+            if begun.target.is_async or self._chain is not None:
                 begun.asyncio_task = self._loop.create_task(self._run(begun))
             else:
                 self._submit(begun, self._collect)
@@ -96,7 +96,7 @@ class Executor:
         for receipt in receipts:
             execution = self._running.get(receipt)
             if execution is not None:
-                _log.warning("lost the lease of task %r %s: its handler is cancelled", execution.task.name, execution.id)
+                _log.warning("lost the lease of task %r %s: its handler is cancelled", execution.task, execution.id)
                 self._cancel(execution, "lease")
                 self._keep_abandoned(execution)
                 self._end(execution, None)
@@ -129,7 +129,7 @@ class Executor:
         running.set(execution)
         try:
             if self._chain is None:
-                await execution.task.function(**execution.arguments)
+                await execution.target.function(**execution.arguments)
             else:
                 await self._chain(execution)
         except BaseException as error:
@@ -140,8 +140,8 @@ class Executor:
     async def _call(self, context: Any) -> Any:
         """The innermost of the middleware chain: the handler itself."""
         execution: Execution = context
-        if execution.task.is_async:
-            return await execution.task.function(**execution.arguments)
+        if execution.target.is_async:
+            return await execution.target.function(**execution.arguments)
         future: asyncio.Future[tuple[Any, BaseException | None]] = self._loop.create_future()
 
         def resolve(outcome: tuple[Any, BaseException | None]) -> None:
@@ -163,7 +163,7 @@ class Executor:
         def job() -> None:
             running.set(execution)
             try:
-                result = execution.task.function(**execution.arguments)
+                result = execution.target.function(**execution.arguments)
             except BaseException as error:
                 give(execution, None, error)
             else:
@@ -215,13 +215,13 @@ class Executor:
     def _abandon(self, execution: Execution, why: str) -> None:
         self.abandoned += 1
         self._keep_abandoned(execution)
-        _log.error("task %r %s %s; its handler is abandoned and may run on", execution.task.name, execution.id, why)
+        _log.error("task %r %s %s; its handler is abandoned and may run on", execution.task, execution.id, why)
         if "task_abandoned" in self._events.wanted:
             self._events.publish(
                 Event(
                     name="task_abandoned",
                     at_ms=self._clock.time_ms(),
-                    task=execution.task.name,
+                    task=execution.task,
                     id=execution.id,
                     queue=execution.queue,
                     worker=self._worker,
@@ -232,13 +232,13 @@ class Executor:
 
     def _keep_abandoned(self, execution: Execution) -> None:
         self._abandoned.add(execution)
-        if not execution.task.is_async:
+        if not execution.target.is_async:
             self._threads.resize(+1)
 
     def _forget_abandoned(self, execution: Execution) -> None:
         if execution in self._abandoned:
             self._abandoned.remove(execution)
-            if not execution.task.is_async:
+            if not execution.target.is_async:
                 self._threads.resize(-1)
 
     # --- timeouts: one alarm for all, set to the earliest deadline; when it rings, the few that run are looked through ---

@@ -50,9 +50,9 @@ def error_type(error: BaseException) -> str:
 
 
 def error_text(error: BaseException, limit: int = MAX_TEXT) -> str:
-    """An error's text, whatever its `__str__` does."""
+    """An error's text, whatever its `__str__` does; the name of its class if it has none."""
     try:
-        text = str(error)
+        text = str(error) or error_type(error)
     except BaseException:
         text = f"<{error_type(error)}, whose text cannot be made>"
     return _clean(text, limit)

@@ -1,8 +1,13 @@
-"""Receiver: asks the broker for as many messages as there are free slots, and never for more. Lives in the broker's loop."""
+"""Receiver: asks the broker for messages while slots are free, and never for more than that. Lives in the broker's loop.
+
+It asks for a quarter of the slots at a time: while one quarter is received and settled the others execute. Asking for all free slots
+at once makes the worker and its broker take turns (measured: `docs/adr/0004-worker.md`).
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -47,7 +52,7 @@ class Receiver:
         self._broker = broker
         self._lanes = lanes
         self._free = slots
-        self._enough = max(1, slots // 4)
+        self._quarter = max(1, slots // 4)
         self._limits = limits
         self._in_hand: Counter[str] = Counter()
         self._deliver = deliver
@@ -83,32 +88,37 @@ class Receiver:
 
     async def _slots(self) -> None:
         """Return when a quarter of the slots is free, or some slot has been for `GATHER` seconds."""
-        while self._free == 0:
+        await self._until_free(1)
+        if self._free < self._quarter:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(GATHER):
+                    await self._until_free(self._quarter)
+
+    async def _until_free(self, count: int) -> None:
+        while self._free < count:
             self._freed.clear()
             await self._freed.wait()
-        if self._free < self._enough:
-            await asyncio.sleep(GATHER)
 
     async def _receive(self, wait: float) -> None:
         full = {queue for queue, limit in self._limits.items() if self._in_hand[queue] >= limit}
         room = [limit - self._in_hand[queue] for queue, limit in self._limits.items() if queue not in full]
+        free = min(self._free, self._quarter)
         if not room:
-            await self._receive_from(self._free, wait, without=full)
+            await self._receive_from(free, wait, without=full)
             return
         # Pass 2 of a receive may fill any lane, so a receive that includes a limited queue asks for no more than that
         # queue may take; the other queues then fill the rest.
         others = self._lanes.plan(1, self._limits)
-        got = await self._receive_from(min(self._free, *room), 0.0 if others else wait, without=full)
+        got = await self._receive_from(min(free, *room), 0.0 if others else wait, without=full)
         if others and self._free:
-            got += await self._receive_from(self._free, 0.0, without=self._limits)
+            got += await self._receive_from(min(self._free, self._quarter), 0.0, without=self._limits)
         if others and not got:
-            await self._receive_from(min(self._free, *room), wait, without=full)
+            await self._receive_from(min(free, *room), wait, without=full)
 
     async def _receive_from(self, limit: int, wait: float, without: set[str] | Mapping[str, int]) -> int:
         lanes = self._lanes.plan(limit, without)
         if not lanes:  # every queue is at its limit
-            self._freed.clear()
-            await self._freed.wait()
+            await self._until_free(self._free + 1)
             return 0
         deliveries = await self._broker.receive(lanes, limit, wait)
         taken = Counter((delivery.message.queue, delivery.message.priority) for delivery in deliveries)

@@ -64,12 +64,12 @@ class Settler:
             again: list[Settlement] = []
             refused = {refusal.index: refusal.error for refusal in refusals}
             for index, settlement in enumerate(batch):
-                error = refused.get(index)
-                if isinstance(error, SettleUnknown) and not self._giving_up:
+                refusal = refused.get(index)
+                if isinstance(refusal, SettleUnknown) and not self._giving_up:
                     again.append(settlement)
                     continue
-                if error is not None:
-                    self._explain(settlement, error)
+                if refusal is not None:
+                    self._explain(settlement, refusal)
                 self._settled(settlement.delivery)
             batch = again
         for settlement in batch:

@@ -89,7 +89,12 @@ async def _work(worker: Worker, *, supervised: bool) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number.name)
     if supervised:
-        loop.add_reader(sys.stdin.fileno(), lambda: (loop.remove_reader(sys.stdin.fileno()), stop("the supervisor is gone")))
+
+        def orphaned() -> None:
+            loop.remove_reader(sys.stdin.fileno())
+            stop("the supervisor is gone")
+
+        loop.add_reader(sys.stdin.fileno(), orphaned)
     names = ", ".join(f"{queue.name}={weight}" for queue, weight in worker.queues)
     _log.info("worker %s: %d tasks, queues %s, concurrency %d", worker.name, len(worker.app.tasks), names, worker.options.concurrency)
     try:
