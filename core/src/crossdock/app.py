@@ -218,8 +218,9 @@ class App:
         await self.environment.producers.close()
 
     def close_sync(self) -> None:
-        """Close the connection that the sync twins share."""
-        private_loop.run(self.close(), "await close() instead of close_sync()")
+        """Close the connection that the sync twins share, if any of them was used."""
+        if private_loop.started:
+            private_loop.run(self.close(), "await close() instead of close_sync()")
 
     async def __aenter__(self) -> Self:
         await self.environment.producers.here()

@@ -21,6 +21,11 @@ class PrivateLoop:
         self._loop: asyncio.AbstractEventLoop | None = None
         forget_after_fork(self)
 
+    @property
+    def started(self) -> bool:
+        """Whether anybody has used it in this process."""
+        return self._loop is not None
+
     def run(self, coroutine: Coroutine[Any, Any, T], instead: str) -> T:
         """Run `coroutine` there and return its result.
 
@@ -34,11 +39,11 @@ class PrivateLoop:
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            return asyncio.run_coroutine_threadsafe(coroutine, self._started()).result()
+            return asyncio.run_coroutine_threadsafe(coroutine, self._running_loop()).result()
         coroutine.close()
         raise SyncInAsyncContext(f"a blocking call inside a running event loop would stop it: {instead}")
 
-    def _started(self) -> asyncio.AbstractEventLoop:
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()

@@ -53,7 +53,7 @@ class Envelope(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, rename
     """1 + failures recorded so far."""
     expires_ms: Milliseconds = 0
     """Useless after this instant; 0 = never."""
-    timeout: float | None = None
+    timeout: Annotated[float, msgspec.Meta(gt=0)] | None = None
     retry: Backoff | None = None
     headers: dict[str, str] = {}
     failures: list[Failure] = []

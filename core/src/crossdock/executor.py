@@ -77,7 +77,13 @@ class Executor:
     def start(self, deliveries: Iterable[Delivery]) -> None:
         """Begin executing; returns at once."""
         for delivery in deliveries:
-            begun = self._judge.begin(delivery)
+            try:
+                begun = self._judge.begin(delivery)
+            except Exception:
+                # A fault of ours. Its lease runs out, and the delivery count sees to it that this ends.
+                _log.exception("message %s of queue %r could not be begun", delivery.message.id, delivery.message.queue)
+                self._settle(delivery, None)
+                continue
             if not isinstance(begun, Execution):
                 self._settle(delivery, begun)
                 continue

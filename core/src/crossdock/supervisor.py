@@ -72,6 +72,7 @@ def _run_one(reference: str, options: WorkerOptions, *, supervised: bool = False
     gc.collect()
     gc.freeze()
     still_running = asyncio.run(_work(Worker(app, options), supervised=supervised))
+    app.close_sync()
     if still_running:
         _log.warning("%d handlers still run; the process ends without them", still_running)
         logging.shutdown()

@@ -18,7 +18,7 @@ from crossdock.execution import Judge
 from crossdock.executor import Executor
 from crossdock.lanes import Lanes
 from crossdock.queues import Queue
-from crossdock.spi import Delivery, Settlement
+from crossdock.spi import Delivery, Nack, Settlement
 
 if TYPE_CHECKING:
     from crossdock.app import App
@@ -198,7 +198,6 @@ class Worker:
     def _received(self, deliveries: Sequence[Delivery]) -> None:
         if self._stopping:
             for delivery in deliveries:
-                self._returned += 1
                 self._settle(delivery, self._judge.returned(delivery))
         else:
             self._executor.start(deliveries)
@@ -218,6 +217,8 @@ class Worker:
         if settlement is None:
             self._leases_lost += 1
             self._publish("lease_lost", delivery)
+        elif self._stopping and isinstance(settlement, Nack) and settlement.replacement is None:
+            self._returned += 1
         self._link.settle(delivery, settlement)
 
     def _publish(self, name: EventName, delivery: Delivery | None = None) -> None:
