@@ -108,7 +108,9 @@ class Drain:
         self.hits = folder / "hits"
         self.hits.mkdir()
         script = "import sys, msgspec; from crossdock import supervisor, WorkerOptions\n"
-        script += f"sys.exit(supervisor.run({str(HERE / 'app.py') + ':app'!r}, WorkerOptions(concurrency={CONCURRENCY}), {processes}))"
+        script += (
+            f"sys.exit(supervisor.run({str(HERE / 'app.py') + ':app'!r}, WorkerOptions(concurrency={CONCURRENCY}), {processes}))"
+        )
         environment = {**os.environ, "CROSSDOCK_URL": url, "BENCH_HITS": str(self.hits)}
         self.log = (folder / "log").open("wb")
         self.process = subprocess.Popen(
@@ -119,7 +121,11 @@ class Drain:
         """Executions, time of the first, time of the last."""
         rows = [struct.unpack("ddd", raw) for file in self.hits.glob("hits-*") if len(raw := file.read_bytes()) == 24]
         rows = [row for row in rows if row[0]]
-        return sum(int(row[0]) for row in rows), min((row[1] for row in rows), default=0.0), max((row[2] for row in rows), default=0.0)
+        return (
+            sum(int(row[0]) for row in rows),
+            min((row[1] for row in rows), default=0.0),
+            max((row[2] for row in rows), default=0.0),
+        )
 
     def until(self, count: int) -> tuple[int, float, float]:
         """Return when so many were executed."""

@@ -46,7 +46,8 @@ class Site:
     def enqueue(self, task: str, *calls: dict[str, object]) -> None:
         """Store calls."""
         outgoing = [
-            Outgoing(task, msgspec.msgpack.encode(call), f"{task}-{number}", "default", Priority.NORMAL) for number, call in enumerate(calls)
+            Outgoing(task, msgspec.msgpack.encode(call), f"{task}-{number}", "default", Priority.NORMAL)
+            for number, call in enumerate(calls)
         ]
 
         async def store() -> None:
@@ -195,7 +196,9 @@ def test_sigterm_finishes_short_tasks_and_returns_long_ones(site: Site) -> None:
 
     site.start()
     site.until(lambda: site.count("start") == 15)
-    assert {line.fields[1:] for line in site.history() if line.event == "start"} == {("1", "1")}, "neither attempt nor delivery was spent"
+    assert {line.fields[1:] for line in site.history() if line.event == "start"} == {("1", "1")}, (
+        "neither attempt nor delivery was spent"
+    )
 
 
 def test_a_second_sigterm_does_not_wait(site: Site) -> None:
@@ -251,7 +254,9 @@ def test_burst_processes_end_by_themselves(site: Site) -> None:
 def test_a_wrong_app_is_one_line_and_exit_code_2(tmp_path: Path, processes: int) -> None:
     """An App that does not exist: one line on standard error, no traceback, exit code 2."""
     script = f"import sys; from crossdock import supervisor, WorkerOptions; sys.exit(supervisor.run('nowhere:app', WorkerOptions(), {processes}))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=DEADLINE, cwd=tmp_path, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=DEADLINE, cwd=tmp_path, check=False
+    )
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert "nowhere" in done.stderr

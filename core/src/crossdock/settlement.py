@@ -78,10 +78,16 @@ class Settler:
     def _explain(self, settlement: Settlement, error: CrossdockError) -> None:
         message = settlement.delivery.message
         if isinstance(error, LeaseLost):
-            _log.warning("message %s of queue %r ended after its lease was lost; it was, or will be, delivered again", message.id, message.queue)
+            _log.warning(
+                "message %s of queue %r ended after its lease was lost; it was, or will be, delivered again",
+                message.id,
+                message.queue,
+            )
             self._refused(settlement.delivery)
         else:
-            _log.error("message %s of queue %r could not be settled; it will be delivered again: %s", message.id, message.queue, error)
+            _log.error(
+                "message %s of queue %r could not be settled; it will be delivered again: %s", message.id, message.queue, error
+            )
 
 
 def _size(settlement: Settlement) -> int:

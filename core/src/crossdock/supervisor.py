@@ -97,12 +97,20 @@ async def _work(worker: Worker, *, supervised: bool) -> int:
 
         loop.add_reader(sys.stdin.fileno(), orphaned)
     names = ", ".join(f"{queue.name}={weight}" for queue, weight in worker.queues)
-    _log.info("worker %s: %d tasks, queues %s, concurrency %d", worker.name, len(worker.app.tasks), names, worker.options.concurrency)
+    _log.info(
+        "worker %s: %d tasks, queues %s, concurrency %d", worker.name, len(worker.app.tasks), names, worker.options.concurrency
+    )
     try:
         report = await worker.run()
     finally:
         await worker.app.close()
-    _log.info("worker %s ended: %d executed, %d returned, %d leases lost", worker.name, report.executed, report.returned, report.leases_lost)
+    _log.info(
+        "worker %s ended: %d executed, %d returned, %d leases lost",
+        worker.name,
+        report.executed,
+        report.returned,
+        report.leases_lost,
+    )
     return report.still_running
 
 

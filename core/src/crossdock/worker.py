@@ -105,7 +105,9 @@ class Worker:
             ConfigurationError: As for `Worker`.
         """
         if not app.tasks:
-            raise ConfigurationError("this App has no tasks: decorate functions with @app.task, and import their modules where it is made")
+            raise ConfigurationError(
+                "this App has no tasks: decorate functions with @app.task, and import their modules where it is made"
+            )
         app.require_url()
         return _chosen_queues(app, options)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 HIDDEN = "***"
 _PUBLIC_OPTIONS = frozenset({"durability"})
@@ -33,4 +33,5 @@ def redact(url: str, public_options: frozenset[str] = _PUBLIC_OPTIONS) -> str:
         [(name, value if name in public_options else HIDDEN) for name, value in parse_qsl(parts.query, keep_blank_values=True)],
         safe="*",
     )
-    return urlunsplit((parts.scheme, ",".join(hosts), parts.path, query, ""))
+    # Not urlunsplit: it writes `sqlite:///a.db` as `sqlite:/a.db`.
+    return f"{parts.scheme}://{','.join(hosts)}{parts.path}" + (f"?{query}" if query else "")
