@@ -22,8 +22,9 @@ import re
 import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from heapq import heapify, heappop, heappush
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -203,13 +204,13 @@ class MemoryBroker(Broker):
             store = await self._enter()
             with store.lock:
                 now = self._moment()
-                # Where a nap ended by itself its end has come, even if float arithmetic puts it a hair into the future.
+                # A nap that ended by itself has reached its end, even if float arithmetic puts that a hair into the future.
                 now = now._replace(seconds=max(now.seconds, reached))
                 queues = {lane.queue: store.queue(self._namespace, lane.queue, now) for lane in lanes}
                 deliveries = self._take(lanes, queues, limit, now)
                 if deliveries or now.seconds >= deadline:
                     return deliveries
-                until = min(deadline, *(queue.next_change(now) for queue in queues.values()))
+                until = min([deadline, *(queue.next_change(now) for queue in queues.values())])
                 nap = _Nap(lanes, until, asyncio.ensure_future(self._clock.sleep(until - now.seconds)))
                 for queue in queues.values():
                     queue.naps.add(nap)
@@ -221,7 +222,9 @@ class MemoryBroker(Broker):
                 with store.lock:
                     for queue in queues.values():
                         queue.naps.discard(nap)
-                if not nap.sleeper.cancel() and not nap.sleeper.cancelled():
+                if not nap.sleeper.done():
+                    nap.sleeper.cancel()
+                elif not nap.sleeper.cancelled():
                     reached = until
 
     def _take(self, lanes: Sequence[Lane], queues: dict[str, _Queue], limit: int, now: _Moment) -> list[Delivery]:
@@ -265,12 +268,14 @@ class MemoryBroker(Broker):
         refusals: list[Refusal] = []
         with store.lock:
             now = self._moment()
+            queue: _Queue | None = None
             for index, settlement in enumerate(settlements):
                 delivery = settlement.delivery
                 receipt = delivery.receipt
                 stored = self._held(delivery)
                 if stored is not None:
-                    queue = store.queue(self._namespace, stored.message.queue, now)
+                    if queue is None or queue.spec.name != stored.message.queue:
+                        queue = store.queue(self._namespace, stored.message.queue, now)
                     queue.settle(stored, settlement, now)
                 elif not (isinstance(receipt, _Receipt) and receipt.ending == _ending(settlement)):
                     refusals.append(Refusal(index, _lease_lost(delivery)))
@@ -442,14 +447,14 @@ class _Queue:
                 break
             self.scheduled.discard(stored)
             stored.place, stored.ready_ms = next(self._places), due_ms
-            self._make_ready(stored)
+            self._make_ready(stored, now)
         while (first := self.leased.first()) is not None:
             (lease_end, _), stored = first
             if lease_end > now.seconds:
                 break
             # Its place is its old one, so a dead worker's messages do not queue up again. Its count stays: that hand-over was lost.
             self.leased.discard(stored)
-            self._make_ready(stored)
+            self._make_ready(stored, now)
 
     def next_change(self, now: _Moment) -> float:
         """Monotonic seconds at which `catch_up` will have something to do; infinity if never."""
@@ -495,15 +500,15 @@ class _Queue:
 
     def _wait_until(self, due_ms: int, stored: _Stored, now: _Moment) -> None:
         if due_ms <= now.ms:
-            self._make_ready(stored)
-            self._announce(stored.message.priority, now.seconds)
+            self._make_ready(stored, now)
         else:
             stored.message = msgspec.structs.replace(stored.message, eta_ms=due_ms, delay_ms=0)
             self.scheduled.add((due_ms, stored.place), stored)
             self._announce(stored.message.priority, now.seconds + (due_ms - now.ms) / 1000)
 
-    def _make_ready(self, stored: _Stored) -> None:
+    def _make_ready(self, stored: _Stored, now: _Moment) -> None:
         self.ready[stored.message.priority].add(stored.place, stored)
+        self._announce(stored.message.priority, now.seconds)
 
     def _announce(self, priority: Priority, when: float) -> None:
         """Wake the receivers that want this level and would sleep beyond `when`, the instant something comes there."""
@@ -684,14 +689,21 @@ class _Nap:
         """End it now. Callable from any thread."""
         if not self._interrupted:
             self._interrupted = True
-            try:
+            with suppress(RuntimeError):  # its loop was closed over it: nobody waits any more
                 self._loop.call_soon_threadsafe(self.sleeper.cancel)
-            except RuntimeError:  # its loop was closed over it: nobody waits any more
-                self.until = -math.inf
 
 
 _Place = tuple[int, Any]
 """A place in a listing: which of the state's orders, and the key there."""
+
+
+_CURSORS: Final[dict[State, Any]] = {
+    State.READY: tuple[Literal["ready"], int, int],
+    State.SCHEDULED: tuple[Literal["scheduled"], int, tuple[float, int]],
+    State.LEASED: tuple[Literal["leased"], int, tuple[float, int]],
+    State.DEAD: tuple[Literal["dead"], int, tuple[int, str, int]],
+}
+"""What is in the cursor of a listing: the state and a place."""
 
 
 def _cursor(state: State, place: _Place) -> Cursor:
@@ -699,13 +711,10 @@ def _cursor(state: State, place: _Place) -> Cursor:
 
 
 def _place(cursor: Cursor, state: State) -> _Place:
-    wrong = ConfigurationError(f"This is no cursor of a listing of {state.value} messages; start again without one.")
     try:
-        listed, order, key = msgspec.json.decode(bytes.fromhex(cursor), type=tuple[str, int, int | tuple[float | str, ...]])
+        _, order, key = msgspec.json.decode(bytes.fromhex(cursor), type=_CURSORS[state])
     except (ValueError, msgspec.DecodeError) as error:
-        raise wrong from error
-    if listed != state.value:
-        raise wrong
+        raise ConfigurationError(f"This is no cursor of a listing of {state.value} messages; start again without one.") from error
     return order, key
 
 

@@ -1,0 +1,21 @@
+"""The SQLite broker: one file on a local disk, shared by any number of processes of one host. The embedded default.
+
+From the outside in: `broker` is the asynchronous face, `engine` the one thread that writes and commits in groups, `store` all the SQL,
+`database` the connection and its errors, `schema` the tables, `location` what may lie at the end of a URL.
+"""
+
+from __future__ import annotations
+
+from crossdock.spi import BackendPlugin, Broker, BrokerSettings, hookimpl
+
+
+@hookimpl
+def crossdock_backend() -> BackendPlugin:
+    """Describe the SQLite backend."""
+    return BackendPlugin(name="SQLite", api_version=1, schemes=("sqlite",), create=_create, example_url="sqlite:///tasks.db")
+
+
+def _create(settings: BrokerSettings) -> Broker:
+    from crossdock.backends.sqlite.broker import SqliteBroker
+
+    return SqliteBroker(settings)
