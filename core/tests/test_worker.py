@@ -500,7 +500,7 @@ async def test_leases_outlive_a_handler_that_blocks_the_loop(url: str) -> None:
     @app.task
     async def block() -> None:
         runs.append("block")
-        time.sleep(2.5)  # noqa: ASYNC251 - this is the fault
+        time.sleep(2.5)
 
     @app.task
     async def neighbour() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 import logging
@@ -9,24 +10,34 @@ import random
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast, overload
 
 import msgspec
 
-from crossdock import codec
+from crossdock import codec, names
+from crossdock.batching import MAX_ITEMS
 from crossdock.blocking import private_loop
 from crossdock.clock import SystemClock
 from crossdock.config import Settings, load_settings, require_url
-from crossdock.errors import EnqueueFailed, EnqueueManyError, EnqueueUnknown, InvalidTask, MessageTooLarge
+from crossdock.errors import (
+    BrokerError,
+    EnqueueError,
+    EnqueueFailed,
+    EnqueueManyError,
+    EnqueueUnknown,
+    InvalidTask,
+    MessageTooLarge,
+    Undecodable,
+)
 from crossdock.events import Event, EventName, Events, Observer
 from crossdock.ids import IdSource
-from crossdock.middleware import Middleware, compose_enqueue
+from crossdock.middleware import EnqueueNext, Middleware, check_middleware, compose_enqueue
 from crossdock.plugins import create_broker
-from crossdock.producer import Producer, Producers, chunks
+from crossdock.producer import Producer, Producers, chunks, not_stored
 from crossdock.queues import Queue
-from crossdock.retry import RetryPolicy
+from crossdock.retry import RetryPolicy, check_policy
 from crossdock.spi import Broker, BrokerEvent, Clock, Connected, Message, Priority, Unblocked
-from crossdock.task import AsyncTask, Handle, Outgoing, SyncTask, Task
+from crossdock.task import AsyncTask, Handle, Outgoing, SyncTask, Task, check_headers
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -44,8 +55,9 @@ _log = logging.getLogger("crossdock.broker")
 class TaskDecorator(Protocol):
     """What `app.task(...)` with settings returns."""
 
+    # An async function is a Callable[P, R] too; the first that fits is taken.
     @overload
-    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...  # type: ignore[overload-overlap]
     @overload
     def __call__(self, function: Callable[P, R], /) -> SyncTask[P, R]: ...
 
@@ -92,7 +104,8 @@ class App:
         directory: Path | None = None,
     ) -> None:
         self.settings: Settings = load_settings(url=url, namespace=namespace, queues=tuple(queues), directory=directory)
-        self.middleware: tuple[Middleware, ...] = tuple(middleware)
+        self.middleware = check_middleware(middleware)
+        check_policy(retry)
         self.retry = retry or RetryPolicy.exponential()
         self.events = Events()
         clock = clock or SystemClock()
@@ -107,17 +120,18 @@ class App:
         self.tasks = MappingProxyType(self._tasks)
         """Registered tasks by name; read-only."""
         self._queues = {queue.name: queue for queue in self.settings.queues}
-        self._enqueue_chain = compose_enqueue(self.middleware, self._store)
+        self._enqueue_chain = compose_enqueue(self.middleware, self._store_changed)
 
     # --- registering ---
 
     @overload
-    def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...  # type: ignore[overload-overlap]
     @overload
     def task(self, function: Callable[P, R], /) -> SyncTask[P, R]: ...
     @overload
     def task(
         self,
+        /,
         *,
         name: str | None = None,
         queue: str = "default",
@@ -157,7 +171,7 @@ class App:
             return functools.partial(
                 self.task, name=name, queue=queue, priority=priority, retry=retry, timeout=timeout, expires=expires
             )
-        kind: type[Task[Any, Any]] = AsyncTask if inspect.iscoroutinefunction(function) else SyncTask
+        kind = cast("type[Task[Any, Any]]", AsyncTask if inspect.iscoroutinefunction(function) else SyncTask)
         task = kind(self, function, name=name, queue=queue, priority=priority, retry=retry, timeout=timeout, expires=expires)
         taken = self._tasks.get(task.name)
         if taken is not None:
@@ -192,7 +206,7 @@ class App:
         return private_loop.run(self.enqueue(outgoing), "await enqueue(...) instead of enqueue_sync(...)")
 
     async def enqueue_many(self, messages: Iterable[Outgoing]) -> Sequence[Handle[Any]]:
-        """Store many messages, in chunks of at most 1,000; each chunk is one step for the broker.
+        """Store many messages, in chunks of at most 1,000; each chunk is one step for the broker, unless middleware delays some.
 
         Returns:
             Their handles, in order.
@@ -203,8 +217,7 @@ class App:
         """
         outgoing = list(messages)
         if self._enqueue_chain is not None:
-            for each in outgoing:
-                await self._enqueue_chain(each)
+            await self._store_each(outgoing, self._enqueue_chain)
         else:
             await self._store_many(outgoing)
         return [Handle(each.id, each.queue, each.task) for each in outgoing]
@@ -226,7 +239,9 @@ class App:
         await self.environment.producers.here()
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         await self.close()
 
     # --- looking ---
@@ -240,7 +255,9 @@ class App:
 
     def queue_names(self) -> list[str]:
         """Every queue that the settings or the tasks name, in the order in which they do."""
-        return list(dict.fromkeys([*(queue.name for queue in self.settings.queues), *(task.queue for task in self._tasks.values())]))
+        return list(
+            dict.fromkeys([*(queue.name for queue in self.settings.queues), *(task.queue for task in self._tasks.values())])
+        )
 
     def testing(self) -> Testing:
         """Return an asynchronous context in which this App runs on a memory broker with a virtual clock; see `crossdock.testing`."""
@@ -264,7 +281,9 @@ class App:
         """An unopened Broker for this App's URL and namespace. Raises `ConfigurationError`."""
         return self.environment.make_broker()
 
-    def enter_environment(self, clock: Clock, rng: random.Random, new_id: Callable[[], str], make_broker: Callable[[], Broker]) -> Environment:
+    def enter_environment(
+        self, clock: Clock, rng: random.Random, new_id: Callable[[], str], make_broker: Callable[[], Broker]
+    ) -> Environment:
         """Take time, randomness, ids and brokers from elsewhere from now on: for `crossdock.testing`.
 
         Returns:
@@ -286,7 +305,7 @@ class App:
         )
 
     def _make_producer(self) -> Producer:
-        return Producer(self.make_broker(), [queue.spec() for queue in self._queues.values()])
+        return Producer(self.make_broker(), [queue.spec() for queue in self.settings.queues])
 
     def _report(self, event: BrokerEvent) -> None:
         _log_broker_event(event)
@@ -297,7 +316,44 @@ class App:
         message = self._to_message(outgoing)
         producer = await self.environment.producers.here()
         await producer.enqueue(message)
+        outgoing.stored = True
         self._enqueued(outgoing)
+
+    async def _store_changed(self, outgoing: Outgoing) -> None:
+        """As `_store`, after middleware, which may have put anything there."""
+        names.check_id(outgoing.id)
+        names.check_queue(outgoing.queue)
+        outgoing.priority = names.check_priority(outgoing.priority)
+        outgoing.headers = check_headers(outgoing.headers)
+        await self._store(outgoing)
+
+    async def _store_each(self, outgoing: Sequence[Outgoing], chain: EnqueueNext) -> None:
+        """Send each through the middleware; group commit makes batches of what comes out."""
+        stored: list[str] = []
+        failed: list[EnqueueFailed] = []
+        unknown: list[EnqueueUnknown] = []
+        for start in range(0, len(outgoing), MAX_ITEMS):
+            chunk = outgoing[start : start + MAX_ITEMS]
+            outcomes = await asyncio.gather(*(chain(each) for each in chunk), return_exceptions=True)
+            unattempted = [error for error in outcomes if isinstance(error, BrokerError) and not isinstance(error, EnqueueError)]
+            if start == 0 and len(unattempted) == len(chunk) > 0:
+                raise unattempted[0]
+            for each, outcome in zip(chunk, outcomes, strict=True):
+                if outcome is None:
+                    stored.append(each.id)
+                elif isinstance(outcome, EnqueueFailed):
+                    failed.append(outcome)
+                elif isinstance(outcome, EnqueueUnknown):
+                    unknown.append(outcome)
+                elif not isinstance(outcome, Exception):
+                    raise outcome
+                elif each.stored:
+                    _log.error("middleware failed after message %s was stored", each.id, exc_info=outcome)
+                    stored.append(each.id)
+                else:
+                    failed.append(not_stored(each.to_message(self.now_ms()), outcome))
+        if failed or unknown:
+            raise EnqueueManyError(stored, failed, unknown)
 
     async def _store_many(self, outgoing: Sequence[Outgoing]) -> None:
         messages = [self._to_message(each) for each in outgoing]
@@ -312,6 +368,12 @@ class App:
                 stored += error.stored
                 failed += error.failed
                 unknown += error.unknown
+            except BrokerError as error:  # nothing was attempted, and later chunks would fare no better
+                done = len(stored) + len(failed) + len(unknown)
+                if not done:
+                    raise
+                failed += [not_stored(message, error) for message in messages[done:]]
+                break
             else:
                 stored += [message.id for message in chunk]
         if self.events.wanted:
@@ -324,12 +386,12 @@ class App:
 
     def _to_message(self, outgoing: Outgoing) -> Message:
         message = outgoing.to_message(self.now_ms())
-        if len(message.body) > codec.MAX_BODY:
+        try:
+            codec.check_limits(message.body, enqueued=True)
+        except Undecodable as error:
             raise MessageTooLarge(
-                f"a call of {outgoing.task!r} has {len(message.body):,} bytes, the limit is {codec.MAX_BODY:,}: "
-                "store large data elsewhere and pass its address",
-                message,
-            )
+                f"a call of {outgoing.task!r} is too large, {error}: store large data elsewhere and pass its address", message
+            ) from None
         return message
 
     def _enqueued(self, outgoing: Outgoing) -> None:

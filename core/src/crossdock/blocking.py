@@ -39,9 +39,11 @@ class PrivateLoop:
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            return asyncio.run_coroutine_threadsafe(coroutine, self._running_loop()).result()
-        coroutine.close()
-        raise SyncInAsyncContext(f"a blocking call inside a running event loop would stop it: {instead}")
+            pass
+        else:
+            coroutine.close()
+            raise SyncInAsyncContext(f"a blocking call inside a running event loop would stop it: {instead}")
+        return asyncio.run_coroutine_threadsafe(coroutine, self._running_loop()).result()
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:

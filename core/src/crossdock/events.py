@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable
 from typing import Any, Literal, get_args
@@ -63,10 +64,12 @@ class Events:
         """Tell `observer` of every event of this name from now on.
 
         Raises:
-            ConfigurationError: There is no such event.
+            ConfigurationError: There is no such event, or the observer is asynchronous: nobody would await it.
         """
         if name not in _NAMES:
             raise ConfigurationError(f"there is no event {name!r}; there are: {', '.join(_NAMES)}")
+        if inspect.iscoroutinefunction(observer):
+            raise ConfigurationError(f"an observer of {name} must be a plain function: it is called, and nobody would await it")
         self._observers.setdefault(name, []).append(observer)
         self.wanted.add(name)
 

@@ -14,7 +14,7 @@ from crossdock.errors import InvalidArguments, InvalidTask, TaskCancelled, TaskT
 from crossdock.events import Event, EventName, Events
 from crossdock.outcome import Reject, RetryLater, Snooze
 from crossdock.queues import Queue
-from crossdock.retry import Backoff, RetryPolicy
+from crossdock.retry import LONGEST, Backoff, RetryPolicy
 from crossdock.spi import Ack, Clock, Dead, Delivery, Message, Nack, Priority, Reason, Settlement
 
 if TYPE_CHECKING:
@@ -167,12 +167,12 @@ class Judge:
             error = self._named(execution, error)
         if isinstance(error, Snooze):
             self._publish("task_snoozed", delivery, envelope, seconds=error.delay)
-            return Nack(delivery, error.delay)
+            return Nack(delivery, min(error.delay, LONGEST))
         if isinstance(error, Reject):
             return self._dead(delivery, envelope, Reason.REJECTED, error, failed=True)
         policy = self._policy(execution)
         if isinstance(error, RetryLater):
-            delay = error.delay if envelope.attempt < policy.backoff.max_attempts else None
+            delay = min(error.delay, LONGEST) if envelope.attempt < policy.backoff.max_attempts else None
         else:
             delay = self._delay(policy, envelope, error)
         if delay is None:
@@ -210,8 +210,10 @@ class Judge:
         age = (self._clock.time_ms() - envelope.enqueued_ms) / 1000 if envelope.enqueued_ms else 0.0
         try:
             return policy.next_delay(envelope.attempt, error, age, self._rng)
-        except Exception:
-            logging.getLogger("crossdock.worker").exception("the retry function of task %r failed; using the default", envelope.task)
+        except BaseException:
+            logging.getLogger("crossdock.worker").exception(
+                "the retry function of task %r failed; using the default", envelope.task
+            )
             return self._default_retry.next_delay(envelope.attempt, error, age, self._rng)
 
     def _retry(self, delivery: Delivery, envelope: Envelope, error: BaseException, delay: float) -> Settlement:
@@ -223,7 +225,7 @@ class Judge:
 
     def _unknown(self, delivery: Delivery, envelope: Envelope) -> Settlement:
         now = self._clock.time_ms()
-        since = envelope.unknown_since_ms or now
+        since = min(envelope.unknown_since_ms or now, now)
         if now - since >= UNKNOWN_TASK_LIMIT_MS:
             text = f"no worker of this queue has had a task {envelope.task!r} for {UNKNOWN_TASK_LIMIT_MS // 3_600_000} hours"
             return self._dead(delivery, envelope, Reason.UNKNOWN_TASK, UnknownTask(text))

@@ -60,7 +60,8 @@ class Lanes:
         probes: list[Lane] = []
         lanes: list[Lane] = []
         for name in sorted(names, key=lambda name: -_claim(queues[name])):
-            probes_here, lanes_here = self._plan_queue(name, queues[name])
+            plan_queue = self._plan_strict_queue if name in self._strict_queues else self._plan_queue
+            probes_here, lanes_here = plan_queue(name, queues[name], limit)
             probes += probes_here
             lanes += lanes_here
         probes.sort(key=lambda lane: -lane.priority)
@@ -84,23 +85,26 @@ class Lanes:
             counts = {share: taken.get((name, level), 0) for level, share in self._levels[name].items()}
             _settle_up(counts, total == limit)
 
-    def _plan_queue(self, name: str, queue: _Share) -> tuple[list[Lane], list[Lane]]:
+    def _plan_queue(self, name: str, queue: _Share, _: int) -> tuple[list[Lane], list[Lane]]:
         levels = self._levels[name]
-        if name in self._strict_queues:
-            return self._plan_strict_queue(name, queue)
         _share_out(queue.quota, levels.values())
         probes = [Lane(name, level, 1) for level, share in levels.items() if not share.active]
         active = [(level, share) for level, share in levels.items() if share.active]
         active.sort(key=lambda pair: -_claim(pair[1]))
         return probes, [Lane(name, level, share.quota) for level, share in active]
 
-    def _plan_strict_queue(self, name: str, queue: _Share) -> tuple[list[Lane], list[Lane]]:
+    def _plan_strict_queue(self, name: str, queue: _Share, limit: int) -> tuple[list[Lane], list[Lane]]:
         levels = self._levels[name]
         if not queue.active:
-            return [Lane(name, level, 1) for level in LEVELS], []
+            # Among busy queues it is asked for one of each level; only in the receive in which it is noticed may a lower level then
+            # come before the rest of a higher one.
+            busy = any(share.active for share in self._queues.values())
+            return [Lane(name, level, 1 if busy else limit) for level in LEVELS], []
         top = next(level for level in LEVELS if levels[level].active)
-        # Levels above `top` were empty: one each, to notice when they fill. Those below wait for pass 2.
-        return [], [Lane(name, level, 1 if level > top else queue.quota if level == top else 0) for level in LEVELS]
+        # Levels above `top` were empty. When it is the queue's turn, what came there meanwhile goes first, even beyond the queue's
+        # share; credit evens that out. Levels below `top` wait for pass 2.
+        above = limit if queue.quota else 0
+        return [], [Lane(name, level, above if level > top else queue.quota if level == top else 0) for level in LEVELS]
 
     def _learn_activity(self, limit: int, lanes: Sequence[Lane], taken: Mapping[LaneKey, int], total: int) -> None:
         left = limit
@@ -137,7 +141,9 @@ def _share_out(slots: int, shares: Collection[_Share]) -> None:
     if not active or slots <= 0:
         return
     due = {share: max(0.0, share.credit + slots * share.weight / weights) for share in active}
-    scale = slots / (sum(due.values()) or 1.0)
+    if not any(due.values()):  # the only ones left are in debt to others that are empty now
+        due = {share: share.weight for share in active}
+    scale = slots / sum(due.values())
     for share in active:
         share.quota = int(due[share] * scale + 1e-9)
     left = slots - sum(share.quota for share in active)

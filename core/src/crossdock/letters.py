@@ -11,7 +11,7 @@ import msgspec
 
 from crossdock import codec
 from crossdock.codec import Envelope, Failure
-from crossdock.errors import CodecError
+from crossdock.errors import CodecError, InvalidArguments
 from crossdock.spi import MAX_STORY_BYTES, DeadLetter, Message, Reason
 
 MAX_TEXT: Final = 2000
@@ -21,7 +21,7 @@ MAX_TRACEBACK: Final = 10_000
 MAX_FAILURES: Final = 20
 """Most failed attempts kept in an envelope: the first and the latest."""
 MAX_FAILURE_TEXT: Final = 200
-"""Most characters kept of the text of an earlier failure."""
+"""Most characters kept of the text of an earlier failure, and of the name of an error's class."""
 
 
 class Story(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -46,21 +46,23 @@ class Story(msgspec.Struct, frozen=True, omit_defaults=True):
 def error_type(error: BaseException) -> str:
     """Qualified name of an error's class, without `builtins`."""
     kind = type(error)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return _clean(name, MAX_FAILURE_TEXT)
 
 
 def error_text(error: BaseException, limit: int = MAX_TEXT) -> str:
     """An error's text, whatever its `__str__` does; the name of its class if it has none."""
     try:
-        text = str(error) or error_type(error)
+        return _clean(str(error) or error_type(error), limit)
     except BaseException:
-        text = f"<{error_type(error)}, whose text cannot be made>"
-    return _clean(text, limit)
+        return f"<{error_type(error)}, whose text cannot be made>"
 
 
 def _clean(text: str, limit: int) -> str:
     text = text.encode("utf-8", "replace").decode()
-    return text if len(text) <= limit else f"{text[: limit // 2]}\n... {len(text) - limit:,} characters left out ...\n{text[-limit // 2 :]}"
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit // 2]}\n... {len(text) - limit:,} characters left out ...\n{text[-limit // 2 :]}"
 
 
 def _traceback(error: BaseException) -> str:
@@ -72,8 +74,10 @@ def _traceback(error: BaseException) -> str:
 
 def fingerprint(task: str, error: BaseException) -> str:
     """Equal for errors of one task of one type raised in one place; 12 hexadecimal digits."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f"{frames[-1].filename}:{frames[-1].name}" if frames else ""
+    place = ""
+    if error.__traceback__ is not None:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        place = f"{frame.f_code.co_filename}:{frame.f_code.co_name}"
     return hashlib.blake2s(f"{task}\0{error_type(error)}\0{place}".encode("utf-8", "replace"), digest_size=6).hexdigest()
 
 
@@ -114,10 +118,12 @@ def write(
         delivery_count: As delivered.
     """
     known = envelope or Envelope(1, "")
-    attempts = add_failure(known.failures, failure(known, error, now_ms, worker)) if error and failed else known.failures
+    attempts: Sequence[Failure] = known.failures
+    if error is not None and failed:
+        attempts = add_failure(known.failures, failure(known, error, now_ms, worker))
     story = Story(
-        text=text or (error_text(error) if error else reason.value),
-        traceback=_traceback(error) if error and error.__traceback__ else "",
+        text=text or (reason.value if error is None else error_text(error)),
+        traceback="" if error is None or error.__traceback__ is None else _traceback(error),
         attempt=known.attempt,
         delivery_count=delivery_count,
         attempts=list(attempts),
@@ -131,8 +137,8 @@ def write(
         reason,
         now_ms,
         task=known.task,
-        error_type=error_type(error) if error else "",
-        fingerprint=fingerprint(known.task, error) if error else "",
+        error_type="" if error is None else error_type(error),
+        fingerprint="" if error is None else fingerprint(known.task, error),
         story=_fit(story),
     )
 
@@ -140,11 +146,13 @@ def write(
 def _fit(story: Story) -> bytes:
     """Encode, giving up the least telling parts first until it fits."""
     encoded = msgspec.msgpack.encode(story)
-    for shorter in (
+    cuts: tuple[dict[str, Any], ...] = (
         {"attempts": [*story.attempts[:1], *story.attempts[-4:]]},
         {"traceback": _clean(story.traceback, MAX_TRACEBACK // 8)},
         {"text": _clean(story.text, MAX_TEXT // 8)},
-    ):
+        {"attempts": []},  # their texts are ours and short, unless another program wrote the envelope
+    )
+    for shorter in cuts:
         if len(encoded) <= MAX_STORY_BYTES:
             break
         story = msgspec.structs.replace(story, **shorter)
@@ -160,9 +168,7 @@ def read_story(letter: DeadLetter) -> Story:
         return Story()
 
 
-def revive(
-    letter: DeadLetter, *, queue: str | None = None, arguments: Mapping[str, Any] | None = None, eta_ms: int = 0
-) -> Message:
+def revive(letter: DeadLetter, *, queue: str | None = None, arguments: Mapping[str, Any] | None = None, eta_ms: int = 0) -> Message:
     """Make the message that brings a dead task back: attempt 1, no history, a new generation, not expired.
 
     Args:
@@ -172,7 +178,9 @@ def revive(
         eta_ms: Not before this instant; 0 = now.
 
     Raises:
-        CodecError: Arguments are to be changed and the body is no envelope. Without changes such a body goes back as it is.
+        CodecError: Arguments are to be changed, and the body is no envelope or would exceed a limit. Without changes any body
+            goes back as it is.
+        InvalidArguments: A changed argument cannot be encoded.
     """
     message = letter.message
     body = message.body
@@ -187,5 +195,10 @@ def revive(
             changes["expires_ms"] = 0
         if arguments:
             changes["args"] = {**codec.arguments(body), **arguments}
-        body = codec.revise(body, **changes)
+        try:
+            body = codec.revise(body, **changes)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise InvalidArguments(f"the arguments of task {envelope.task!r} cannot be sent: {error}") from error
+        if arguments:
+            codec.check_limits(body, enqueued=True)
     return Message(message.id, queue or message.queue, message.priority, body, eta_ms, 0, message.generation + 1)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from typing import Final
+from typing import Any, Final
 
 FORMAT: Final = "%(asctime)s %(levelname)-7s %(process)d %(name)s: %(message)s"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class OneLineFormatter(logging.Formatter):
-    """Escapes control characters in messages; a traceback follows on lines of its own."""
+    """Escapes control characters in messages; a traceback follows on indented lines of its own."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """Format without the traceback, and escape."""
         return escape_control(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        """Format a traceback; its last lines are the error's text, which can be anything."""
+        return "\n".join(f"    {escape_control(line)}" for line in super().formatException(ei).split("\n"))
 
 
 def escape_control(text: str) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from crossdock.context import Context
+from crossdock.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from crossdock.task import Outgoing
@@ -40,6 +41,16 @@ class Middleware:
             The result. Raising `Reject`, `RetryLater`, `Snooze` or any error counts as if the handler had raised it.
         """
         return await call_next(context)
+
+
+def check_middleware(middleware: Iterable[object]) -> tuple[Middleware, ...]:
+    """Return the middleware of an App. Raises `ConfigurationError` for what is no instance of `Middleware`, such as the class itself."""
+    checked: list[Middleware] = []
+    for each in middleware:
+        if not isinstance(each, Middleware):
+            raise ConfigurationError(f"middleware must be instances of crossdock.Middleware, and {each!r} is not")
+        checked.append(each)
+    return tuple(checked)
 
 
 def compose_enqueue(middleware: Sequence[Middleware], innermost: EnqueueNext) -> EnqueueNext | None:

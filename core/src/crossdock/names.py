@@ -28,7 +28,7 @@ def check_id(text: str) -> str:
     return _check(_ID, text, "id", "1 to 64 characters of A-Z a-z 0-9 _ -")
 
 
-def check_task(name: str) -> str:
+def check_task(name: object) -> str:
     """Return a valid task name. Raises `InvalidName`."""
     rule = "1 to 255 bytes of UTF-8 without control characters"
     if not isinstance(name, str) or not name or _CONTROL.search(name) or len(name.encode()) > 255:
@@ -36,7 +36,7 @@ def check_task(name: str) -> str:
     return name
 
 
-def check_priority(number: int) -> Priority:
+def check_priority(number: object) -> Priority:
     """Return the level for a priority from 0 to 9, rounded down: 0-2 LOW, 3-5 NORMAL, 6-8 HIGH, 9 CRITICAL.
 
     Raises:
@@ -47,7 +47,7 @@ def check_priority(number: int) -> Priority:
     return _LEVEL_OF[number]
 
 
-def _check(grammar: re.Pattern[str], text: str, kind: str, rule: str) -> str:
+def _check(grammar: re.Pattern[str], text: object, kind: str, rule: str) -> str:
     if not isinstance(text, str) or not grammar.fullmatch(text):
         raise InvalidName(f"{_show(text)} is not a valid {kind}: use {rule}")
     return text

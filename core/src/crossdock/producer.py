@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
 from crossdock.batching import MAX_BYTES, MAX_ITEMS, Batcher
-from crossdock.errors import BrokerError, CrossdockError, EnqueueError, EnqueueFailed, EnqueueManyError, EnqueueUnknown
+from crossdock.errors import CrossdockError, EnqueueError, EnqueueFailed, EnqueueManyError, EnqueueUnknown
 from crossdock.forks import forget_after_fork, keep_inherited
 from crossdock.spi import Broker, Message, QueueSpec, Support
-
-T = TypeVar("T")
 
 
 class Producer:
@@ -26,7 +23,11 @@ class Producer:
     async def open(self) -> None:
         """Connect, make the queues known, and arrange to be closed with the loop."""
         await self.broker.open()
-        await self.broker.declare(self._queues)
+        try:
+            await self.broker.declare(self._queues)
+        except BaseException:
+            await self.broker.close()
+            raise
         # asyncio.run() finalises asynchronous generators before it closes its loop: the one moment
         # at which a program that forgot `app.close()` can still be closed properly.
         self._guard = self._close_with_loop()
@@ -41,13 +42,8 @@ class Producer:
             raise error
 
     async def enqueue_many(self, messages: Sequence[Message]) -> None:
-        """Store a batch. Raises `EnqueueManyError`; `BrokerError` if nothing at all was attempted."""
-        try:
-            outcome = await self._store(messages)
-        except BrokerError as error:
-            if not isinstance(error, EnqueueError):
-                raise
-            outcome = dict.fromkeys(range(len(messages)), error)
+        """Store a batch. Raises `EnqueueManyError`; another `BrokerError` if nothing at all was attempted."""
+        outcome = await self._store(messages)
         if outcome:
             stored = [message.id for index, message in enumerate(messages) if index not in outcome]
             errors = outcome.values()
@@ -61,41 +57,56 @@ class Producer:
         """Let what is under way end, then disconnect. Idempotent."""
         await self._batcher.drained()
         await self.broker.close()
-        if self._guard is not None and not self._guard.ag_running:
+        if self._guard is not None:
             await self._guard.aclose()
 
     async def _flush(self, batch: list[_Waiting]) -> None:
+        errors: Mapping[int, CrossdockError]
         try:
             errors = await self._store([message for message, _ in batch])
         except CrossdockError as error:
-            for _, done in batch:
-                if not done.done():
-                    done.set_result(_own_copy(error))
-            return
+            errors = {index: _own_copy(error) for index in range(len(batch))}
         except asyncio.CancelledError:
-            errors = {i: EnqueueUnknown("the event loop ended during the enqueue", message) for i, (message, _) in enumerate(batch)}
+            errors = {i: self._unknown("the event loop ended during the enqueue", message) for i, (message, _) in enumerate(batch)}
         for index, (_, done) in enumerate(batch):
             if not done.done():
                 done.set_result(errors.get(index))
 
-    async def _store(self, messages: Sequence[Message]) -> dict[int, EnqueueError]:
-        refusals = await self.broker.enqueue(messages)
-        return {refusal.index: self._as_enqueue_error(refusal.error, messages[refusal.index]) for refusal in refusals}
+    async def _store(self, messages: Sequence[Message]) -> dict[int, EnqueueFailed | EnqueueUnknown]:
+        """Return the errors of what was not stored. Raises a `CrossdockError` if nothing was attempted."""
+        try:
+            refusals = await self.broker.enqueue(messages)
+            return {refusal.index: self._as_enqueue_error(refusal.error, messages[refusal.index]) for refusal in refusals}
+        except EnqueueError as error:
+            return {index: self._as_enqueue_error(_own_copy(error), message) for index, message in enumerate(messages)}
+        except CrossdockError:
+            raise
+        except Exception as error:  # a bug of the backend: its callers must not wait for ever
+            text = f"the backend failed with {type(error).__name__}, which it should not: report it to its authors"
+            return {index: self._unknown(text, message, error) for index, message in enumerate(messages)}
 
-    def _as_enqueue_error(self, error: CrossdockError, message: Message) -> EnqueueError:
+    def _as_enqueue_error(self, error: CrossdockError, message: Message) -> EnqueueFailed | EnqueueUnknown:
         if isinstance(error, EnqueueUnknown):
-            error.safe_to_repeat = self.broker.capabilities.deduplication.support is not Support.UNSUPPORTED
-        if isinstance(error, EnqueueError):
+            error.safe_to_repeat = self._safe_to_repeat
+        if isinstance(error, EnqueueFailed | EnqueueUnknown):
             error.message = error.message or message
             return error
-        wrapped = EnqueueFailed(f"message {message.id} was not stored: {error}", message)
-        wrapped.__cause__ = error
-        return wrapped
+        return not_stored(message, error)
+
+    def _unknown(self, text: str, message: Message, cause: Exception | None = None) -> EnqueueUnknown:
+        unknown = EnqueueUnknown(f"message {message.id} may be stored or not: {text}", message, safe_to_repeat=self._safe_to_repeat)
+        unknown.__cause__ = cause
+        return unknown
+
+    @property
+    def _safe_to_repeat(self) -> bool:
+        return self.broker.capabilities.deduplication.support is not Support.UNSUPPORTED
 
     async def _close_with_loop(self) -> AsyncGenerator[None, None]:
         try:
             yield
         finally:
+            self._guard = None
             await self.close()
 
 
@@ -108,9 +119,17 @@ def _size(item: _Waiting) -> int:
 
 def _own_copy(error: CrossdockError) -> CrossdockError:
     """One exception object per waiter: tracebacks grow on an object that is raised several times."""
-    copy = type(error)(*error.args)
+    copy = type(error).__new__(type(error), *error.args)  # without __init__, whose parameters differ from class to class
+    copy.__dict__.update(error.__dict__)
     copy.__cause__ = error
     return copy
+
+
+def not_stored(message: Message, error: Exception) -> EnqueueFailed:
+    """An error that is none of ours about enqueuing, as what it means for one message: it is certainly not stored."""
+    failed = EnqueueFailed(f"message {message.id} was not stored: {error}", message)
+    failed.__cause__ = error
+    return failed
 
 
 def chunks(messages: Sequence[Message]) -> list[Sequence[Message]]:
@@ -148,8 +167,8 @@ class Producers:
             opening = self._opened[loop] = loop.create_task(self._open(), name="crossdock-open")
         if not opening.done():
             await asyncio.wait([opening])
-        if opening.cancelled() or opening.exception() is not None:
-            self._opened.pop(loop, None)
+        if (opening.cancelled() or opening.exception() is not None) and self._opened.get(loop) is opening:
+            del self._opened[loop]  # the next one tries again
         return await opening
 
     async def close(self) -> None:
@@ -171,7 +190,6 @@ class Producers:
         return producer
 
     def _drop_dead_loops(self) -> None:
-        for loop in [loop for loop in self._opened if loop.is_closed()]:
-            del self._opened[loop]
-
-
+        for loop in list(self._opened):  # a copy: other threads add their loops
+            if loop.is_closed():
+                self._opened.pop(loop, None)

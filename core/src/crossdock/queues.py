@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from crossdock import names
 from crossdock.errors import ConfigurationError
-from crossdock.retry import RetryPolicy
+from crossdock.retry import RetryPolicy, check_policy
 from crossdock.spi import QueueSpec
 
 
@@ -54,23 +54,28 @@ class Queue(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         names.check_queue(self.name)
-        self._check("weight", self.weight, 1, 1000)
-        self._check("lease", self.lease, 1, 3600)
-        self._check("concurrency", self.concurrency, 1, 100_000)
-        self._check("max_ready", self.max_ready, 1, 1_000_000_000)
-        self._check("max_attempts", self.max_attempts, 1, 1_000_000)
-        self._check("timeout", self.timeout, 0.001, 366 * 24 * 3600)
-        self._check("max_deliveries", self.max_deliveries, 1, 1000)
-        self._check("keep_dead", self.keep_dead, 1, 100 * 366 * 24 * 3600)
-        self._check("keep_dead_count", self.keep_dead_count, 0, 1_000_000_000)
+        self._check("weight", 1, 1000, whole=True)
+        self._check("lease", 1, 3600)
+        self._check("concurrency", 1, 100_000, whole=True, optional=True)
+        self._check("max_ready", 1, 1_000_000_000, whole=True, optional=True)
+        self._check("max_attempts", 1, 1_000_000, whole=True, optional=True)
+        check_policy(self.retry)
+        self._check("timeout", 0.001, 366 * 24 * 3600, optional=True)
+        self._check("max_deliveries", 1, 1000, whole=True)
+        self._check("keep_dead", 1, 100 * 366 * 24 * 3600, optional=True)
+        self._check("keep_dead_count", 0, 1_000_000_000, whole=True, optional=True)
         if self.priorities not in ("fair", "strict"):
             raise ConfigurationError(f"queue {self.name!r}: priorities is 'fair' or 'strict', not {self.priorities!r}")
         if self.on_expired not in ("dead_letter", "drop"):
             raise ConfigurationError(f"queue {self.name!r}: on_expired is 'dead_letter' or 'drop', not {self.on_expired!r}")
 
-    def _check(self, field: str, value: float | None, low: float, high: float) -> None:
-        if value is not None and not low <= value <= high:
-            raise ConfigurationError(f"queue {self.name!r}: {field} must be from {low:,} to {high:,}, not {value!r}")
+    def _check(self, field: str, low: float, high: float, *, whole: bool = False, optional: bool = False) -> None:
+        value: Any = getattr(self, field)
+        if optional and value is None:
+            return
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not low <= value <= high:
+            numbers = " in whole numbers" if whole else ""
+            raise ConfigurationError(f"queue {self.name!r}: {field} must be from {low:,} to {high:,}{numbers}, not {value!r}")
 
     def spec(self) -> QueueSpec:
         """What a backend needs to know of this queue."""

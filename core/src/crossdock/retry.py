@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
 from crossdock.errors import ConfigurationError
+
+LONGEST: Final = 1e10
+"""Seconds; about 317 years. What is longer is a slip."""
 
 RetryFunction = Callable[[int, BaseException], float | None]
 """A policy of your own: (attempt just failed, 1 = the first; its error) -> seconds until the next, or None to give up."""
@@ -28,14 +32,17 @@ class Backoff(msgspec.Struct, frozen=True, omit_defaults=True):
     """Seconds since the first enqueue after which no further attempt is made; None = no such limit."""
 
     def __post_init__(self) -> None:
-        for name, value, low in (
-            ("max_attempts", self.max_attempts, 1),
-            ("delay", self.base, 0),
-            ("max_backoff", self.max_backoff, 0),
-            ("give_up_after", self.give_up_after, 0),
-        ):
-            if value is not None and not low <= value <= 1e10:
-                raise ConfigurationError(f"a retry policy's {name} must be at least {low}, not {value!r}")
+        if self.kind not in ("fixed", "linear", "exponential"):
+            raise ConfigurationError(f"a retry policy's kind is 'fixed', 'linear' or 'exponential', not {self.kind!r}")
+        if type(self.max_attempts) is not int or not 1 <= self.max_attempts <= 1_000_000_000:
+            raise ConfigurationError(
+                f"a retry policy's max_attempts must be at least 1 and a whole number up to 1,000,000,000, not {self.max_attempts!r}"
+            )
+        base = {"fixed": "delay", "linear": "step", "exponential": "min_backoff"}[self.kind]
+        _check_seconds(base, self.base)
+        _check_seconds("max_backoff", self.max_backoff)
+        if self.give_up_after is not None:
+            _check_seconds("give_up_after", self.give_up_after)
 
     def ceiling(self, attempt: int) -> float:
         """Longest delay in seconds after the given failed attempt, without jitter."""
@@ -45,6 +52,18 @@ class Backoff(msgspec.Struct, frozen=True, omit_defaults=True):
             return min(self.base * attempt, self.max_backoff)
         # 2.0 ** 1024 overflows; every sensible max_backoff is reached long before.
         return min(self.base * 2.0 ** min(attempt - 1, 64), self.max_backoff)
+
+
+def _check_seconds(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LONGEST:
+        raise ConfigurationError(f"a retry policy's {name} must be a number of seconds from 0 to {LONGEST:.0f}, not {value!r}")
+
+
+def _check_classes(name: str, classes: Any) -> None:
+    try:
+        isinstance(None, classes or ())  # what a failing task will ask, which is no time to find out that it cannot be asked
+    except TypeError:
+        raise ConfigurationError(f"a retry policy's {name} must be a tuple of exception classes, not {classes!r}") from None
 
 
 class RetryPolicy:
@@ -66,6 +85,8 @@ class RetryPolicy:
         self.function = function
         self.retry_on = retry_on
         self.no_retry_on = no_retry_on
+        _check_classes("retry_on", retry_on)
+        _check_classes("no_retry_on", no_retry_on)
 
     @classmethod
     def fixed(
@@ -99,7 +120,10 @@ class RetryPolicy:
         retry_on: tuple[type[BaseException], ...] | None = None,
         no_retry_on: tuple[type[BaseException], ...] = (),
     ) -> RetryPolicy:
-        """Wait `step`, 2 x `step`, 3 x `step` ... seconds, at most `max_backoff`, without jitter. Other arguments as for `fixed`."""
+        """Wait `step`, 2 x `step`, 3 x `step` ... seconds, at most `max_backoff`, without jitter.
+
+        Other arguments as for `fixed`.
+        """
         return cls(Backoff("linear", max_attempts, step, max_backoff, give_up_after), retry_on=retry_on, no_retry_on=no_retry_on)
 
     @classmethod
@@ -118,7 +142,9 @@ class RetryPolicy:
         Other arguments as for `fixed`.
         """
         return cls(
-            Backoff("exponential", max_attempts, min_backoff, max_backoff, give_up_after), retry_on=retry_on, no_retry_on=no_retry_on
+            Backoff("exponential", max_attempts, min_backoff, max_backoff, give_up_after),
+            retry_on=retry_on,
+            no_retry_on=no_retry_on,
         )
 
     @classmethod
@@ -154,6 +180,9 @@ class RetryPolicy:
 
         Returns:
             Seconds until the next attempt, or None: give up.
+
+        Raises:
+            ValueError: The policy's function returned something else than that. What it raises itself passes through.
         """
         backoff = self.backoff
         if attempt >= backoff.max_attempts or isinstance(error, self.no_retry_on):
@@ -163,10 +192,18 @@ class RetryPolicy:
         delay: float | None
         if self.function is not None:
             delay = self.function(attempt, error)
+            if delay is not None and not math.isfinite(delay):
+                raise ValueError(f"the retry function returned {delay!r}, which is no number of seconds")
         elif backoff.kind == "exponential":
             delay = rng.uniform(0.0, backoff.ceiling(attempt))
         else:
             delay = backoff.ceiling(attempt)
         if delay is not None and backoff.give_up_after is not None and age + delay > backoff.give_up_after:
             return None
-        return delay if delay is None else max(0.0, float(delay))
+        return None if delay is None else min(max(0.0, float(delay)), LONGEST)
+
+
+def check_policy(policy: object) -> None:
+    """Refuse what is no policy where one belongs, such as a number of attempts. Raises `ConfigurationError`."""
+    if policy is not None and not isinstance(policy, RetryPolicy):
+        raise ConfigurationError(f"retry must be a RetryPolicy such as RetryPolicy.fixed(max_attempts=3), not {policy!r}")

@@ -14,6 +14,7 @@ from msgspec import UNSET, UnsetType
 from crossdock.errors import InvalidArguments, InvalidTask
 
 _AT = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<where>.*)`)?$", re.DOTALL)
+_WHOLE_CALL = re.compile(r"^Object (missing required|contains unknown) field")
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -38,11 +39,18 @@ def check_function(function: Callable[..., Any], name: str) -> inspect.Signature
             refused = "it is a method; use a function and pass what it needs as arguments"
         elif parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             refused = f"*{parameter.name} has no fixed names; list the parameters"
-        elif parameter.kind is parameter.POSITIONAL_ONLY:
+        elif parameter.kind is parameter.POSITIONAL_ONLY or parameter.name.startswith("__"):  # the older spelling of the same
             refused = f"parameter {parameter.name!r} is positional-only; arguments travel by name"
         if refused:
             raise InvalidTask(f"{name!r} cannot be a task: {refused}")
     return signature
+
+
+def _schema_of_class(kind: Any) -> dict[str, Any]:
+    """Refuse a class that msgspec does not know, unless plain values are instances of it: a decoder would only find out with a value."""
+    if any(issubclass(plain, typing.get_origin(kind) or kind) for plain in (dict, list, str, int, float, bytes)):
+        return {"title": "anything"}
+    raise TypeError(f"{kind!r} is neither a plain type nor a dataclass, TypedDict, NamedTuple, Enum or msgspec.Struct")
 
 
 class Payload:
@@ -59,24 +67,26 @@ class Payload:
             hints = typing.get_type_hints(function, include_extras=True)
         except Exception as error:
             raise InvalidTask(f"task {name!r}: its annotations cannot be resolved: {error}") from error
-        fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
-        for parameter in signature.parameters.values():
-            hint = hints.get(parameter.name, Any)
-            if parameter.default is parameter.empty:
-                fields.append((parameter.name, hint))
-            else:
-                fields.append((parameter.name, hint | UnsetType if hint is not Any else Any, UNSET))
         parameters = signature.parameters.values()
         self._optional = any(parameter.default is not parameter.empty for parameter in parameters)
         self._keyword_only = any(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters)
+        fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
         try:
+            for parameter in parameters:
+                hint = hints.get(parameter.name, Any)
+                hint = Any if hint is object else hint
+                if parameter.default is parameter.empty:
+                    fields.append((parameter.name, hint))
+                else:
+                    fields.append((parameter.name, hint | UnsetType if hint is not Any else Any, UNSET))
             # Required and optional fields may be mixed only when keyword-only; binding then goes through inspect.
             self._type: type[msgspec.Struct] = msgspec.defstruct(
                 "Arguments", fields, forbid_unknown_fields=True, omit_defaults=True, kw_only=self._keyword_only, gc=False
             )
             self._decode_msgpack = msgspec.msgpack.Decoder(self._type).decode
             self._decode_json = msgspec.json.Decoder(self._type).decode
-        except (TypeError, NameError) as error:
+            msgspec.json.schema(self._type, schema_hook=_schema_of_class)  # a look at every type in every annotation
+        except Exception as error:
             raise InvalidTask(f"task {name!r}: an annotation is of a type that cannot travel: {error}") from error
 
     def encode(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
@@ -93,10 +103,7 @@ class Payload:
                 call = self._type(*args, **kwargs)
         except TypeError as error:
             raise InvalidArguments(f"task {self._task!r}: {error}; its signature is {self._signature}") from error
-        try:
-            encoded = _encode(call)
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise InvalidArguments(f"task {self._task!r}: {self._unencodable(call)}: {error}") from error
+        encoded = self._encode(call)
         self._decode(self._decode_msgpack, encoded)  # what the worker will do, done where a mistake can still be told to its author
         return encoded
 
@@ -106,10 +113,7 @@ class Payload:
         Raises:
             InvalidArguments: They do not fit; the text names the parameter.
         """
-        try:
-            return _encode(msgspec.convert(arguments, self._type, strict=True))
-        except msgspec.ValidationError as error:
-            raise self._misfit(error) from error
+        return self._encode(self._decode(lambda plain: msgspec.convert(plain, self._type, strict=True), arguments))
 
     def decode(self, raw: msgspec.Raw, *, json: bool) -> dict[str, Any]:
         """Read arguments at the worker.
@@ -122,25 +126,31 @@ class Payload:
             return {name: value for name, value in arguments.items() if value is not UNSET}
         return arguments
 
-    def _decode(self, decode: Callable[[Any], msgspec.Struct], raw: bytes | msgspec.Raw) -> msgspec.Struct:
+    def _encode(self, call: msgspec.Struct) -> bytes:
         try:
-            return decode(raw)
+            return _encode(call)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise InvalidArguments(f"task {self._task!r}: {self._unencodable(call)}: {error}") from error
+
+    def _decode(self, decode: Callable[[Any], msgspec.Struct], source: object) -> msgspec.Struct:
+        try:
+            return decode(source)
         except msgspec.ValidationError as error:
             raise self._misfit(error) from error
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        except Exception as error:  # also what the __post_init__ of a user's class raises
             raise InvalidArguments(f"task {self._task!r}: the arguments cannot be read: {error}") from error
 
     def _misfit(self, error: msgspec.ValidationError) -> InvalidArguments:
         match = _AT.match(str(error))
         what, where = (match["what"], match["where"]) if match else (str(error), None)
-        what = what.replace("Object", "the call").replace("field", "parameter")
+        what = what if where else _WHOLE_CALL.sub(r"the call \1 parameter", what)
         place = f"parameter {where!r}: " if where else ""
         return InvalidArguments(f"task {self._task!r}: {place}{what}; its signature is {self._signature}")
 
     def _unencodable(self, call: msgspec.Struct) -> str:
-        for name in call.__struct_fields__:
+        for name, value in msgspec.structs.asdict(call).items():
             try:
-                _encode(getattr(call, name))
+                _encode(None if value is UNSET else value)
             except (TypeError, ValueError, OverflowError, RecursionError):
                 return f"parameter {name!r} cannot be sent"
         return "the arguments cannot be sent"

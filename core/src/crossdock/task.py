@@ -9,13 +9,13 @@ import sys
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypedDict, TypeVar, cast
 
 import msgspec
 
 from crossdock import codec, names
 from crossdock.errors import ConfigurationError
-from crossdock.retry import Backoff, RetryPolicy
+from crossdock.retry import Backoff, RetryPolicy, check_policy
 from crossdock.signature import Payload, check_function
 from crossdock.spi import Message, Priority
 
@@ -78,6 +78,8 @@ class Outgoing(msgspec.Struct):
     timeout: float | None = None
     retry: Backoff | None = None
     headers: dict[str, str] = {}
+    stored: bool = False
+    """Set when the broker has it."""
 
     def to_message(self, now_ms: int) -> Message:
         """Encode it, as enqueued at `now_ms`."""
@@ -117,11 +119,13 @@ class Task(Generic[P, R]):
         self.signature = check_function(function, self.name)
         self.queue = names.check_queue(queue)
         self.priority = names.check_priority(priority)
+        check_policy(retry)
         self.retry = retry
         self.timeout = check_seconds("timeout", timeout, 0.001)
         self.expires = check_seconds("expires", expires, 0.001)
         self.is_async = inspect.iscoroutinefunction(function)
         self._payload: Payload | None = None
+        self._registered = self
         self._options: Options = {}
         self.__name__ = function.__name__
         self.__doc__ = function.__doc__
@@ -134,8 +138,9 @@ class Task(Generic[P, R]):
     @property
     def payload(self) -> Payload:
         """Encoder and decoder of the arguments. Raises `InvalidTask` at first use if an annotation cannot travel."""
-        if self._payload is None:
-            self._payload = Payload(self.function, self.signature, self.name)
+        if self._payload is None:  # copies made by `options` share the registered task's
+            new = self._registered is self
+            self._payload = Payload(self.function, self.signature, self.name) if new else self._registered.payload
         return self._payload
 
     def options(self, **options: Unpack[Options]) -> Self:
@@ -145,9 +150,10 @@ class Task(Generic[P, R]):
             ConfigurationError: A value is out of its range.
         """
         changed = copy.copy(self)
-        changed._payload = self.payload
         changed._options = {**self._options, **options}
-        changed._outgoing(b"\x80", changed._options)  # refuse bad values here, not at the first enqueue
+        checked = changed._outgoing(b"\x80", changed._options)  # refuse bad values here, not at the first enqueue
+        if "headers" in changed._options:
+            changed._options["headers"] = checked.headers  # a copy: what the caller does to its own changes nothing here
         return changed
 
     def message(self, *args: P.args, **kwargs: P.kwargs) -> Outgoing:
@@ -224,12 +230,14 @@ def default_name(function: Callable[..., Any]) -> str:
     return f"{module}.{name}"
 
 
-def check_seconds(name: str, value: float | None, low: float) -> float | None:
+def check_seconds(name: str, value: object, low: float) -> float | None:
     """Return a duration in seconds that is at least `low` and sane. Raises `ConfigurationError`."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not low <= value <= LONGEST_DELAY:
-        raise ConfigurationError(f"{name} must be a number of seconds from {low:g} to {LONGEST_DELAY:.0f} (100 years), not {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= LONGEST_DELAY:
+        raise ConfigurationError(
+            f"{name} must be a number of seconds from {low:g} to {LONGEST_DELAY:.0f} (100 years), not {value!r}"
+        )
     return float(value)
 
 
@@ -238,14 +246,16 @@ def _instant_ms(name: str, value: object) -> int:
         raise ConfigurationError(f"{name} must be a datetime, not {value!r}")
     if value.tzinfo is None or value.utcoffset() is None:
         raise ConfigurationError(f"{name} must have a time zone: {value.isoformat()} does not say which moment is meant")
-    return max(0, math.ceil(value.timestamp() * 1000))
+    return max(1, math.ceil(value.timestamp() * 1000))  # 0 would mean "now" or "never"
 
 
 def _apply(outgoing: Outgoing, options: Options, now_ms: int, default_expires: float | None) -> None:
     """Write options into `outgoing`. Raises `ConfigurationError` for the first bad one."""
     unknown = set(options) - Options.__optional_keys__
     if unknown:
-        raise ConfigurationError(f"there is no option {sorted(unknown)[0]!r}; there are: {', '.join(sorted(Options.__optional_keys__))}")
+        raise ConfigurationError(
+            f"there is no option {sorted(unknown)[0]!r}; there are: {', '.join(sorted(Options.__optional_keys__))}"
+        )
     if "delay" in options and "eta" in options:
         raise ConfigurationError("delay and eta exclude each other: give one of them")
     if "delay" in options:
@@ -267,18 +277,26 @@ def _apply(outgoing: Outgoing, options: Options, now_ms: int, default_expires: f
         outgoing.timeout = check_seconds("timeout", options["timeout"], 0.001)
     if "headers" in options:
         outgoing.headers = check_headers(options["headers"])
-    if "retry" in options:
-        policy = options["retry"]
+    policy = options.get("retry")
+    if policy is not None:
+        check_policy(policy)
         if policy.function is not None or policy.retry_on is not None or policy.no_retry_on:
-            raise ConfigurationError("the retry option of one call travels as data: functions and exception classes belong on the task")
+            raise ConfigurationError(
+                "the retry option of one call travels as data: functions and exception classes belong on the task"
+            )
         outgoing.retry = policy.backoff
 
 
-def check_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """Return headers as a dict of texts within the limits. Raises `ConfigurationError`."""
-    checked = dict(headers)
-    if len(checked) > MAX_HEADERS or not all(isinstance(part, str) for pair in checked.items() for part in pair):
+def check_headers(headers: object) -> dict[str, str]:
+    """Return headers as a new dict of texts within the limits. Raises `ConfigurationError`."""
+    checked = dict(cast("Mapping[object, object]", headers)) if isinstance(headers, Mapping) else {None: None}
+    texts = [part for pair in checked.items() for part in pair if isinstance(part, str)]
+    if len(checked) > MAX_HEADERS or len(texts) < 2 * len(checked):
         raise ConfigurationError(f"headers must be at most {MAX_HEADERS} pairs of texts")
-    if sum(len(part.encode("utf-8", "surrogatepass")) for pair in checked.items() for part in pair) > MAX_HEADER_BYTES:
+    try:
+        size = len("".join(texts).encode())
+    except UnicodeEncodeError:
+        raise ConfigurationError("headers must be texts that can be written as UTF-8: there is half of a surrogate pair") from None
+    if size > MAX_HEADER_BYTES:
         raise ConfigurationError(f"headers are limited to {MAX_HEADER_BYTES:,} bytes in all: put data into the arguments")
-    return checked
+    return cast("dict[str, str]", checked)

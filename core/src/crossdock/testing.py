@@ -1,5 +1,7 @@
 """Testing a program's tasks without a broker and without waiting: a memory broker and a clock that the test turns.
 
+In a test::
+
     async with app.testing() as t:
         await send_email.enqueue("a@example.com", "Hi")
         await t.run_until_idle()
@@ -74,7 +76,9 @@ class Testing:
         )
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self._executor.close()
         await self._broker.close()
         await self.app.close()
@@ -132,7 +136,7 @@ class Testing:
             raise refusal.error
 
     async def _next_due_ms(self) -> int | None:
-        due = []
+        due: list[int] = []
         for stats in await self._broker.stats():
             if stats.scheduled:
                 page = await self._broker.peek(stats.queue, State.SCHEDULED, limit=1)

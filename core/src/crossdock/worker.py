@@ -242,7 +242,7 @@ class Worker:
 def _chosen_queues(app: App, options: WorkerOptions) -> list[tuple[Queue, int]]:
     """The queues to serve and their weights, in order."""
     names = list(options.queues) if options.queues else app.queue_names()
-    chosen = []
+    chosen: list[tuple[Queue, int]] = []
     for name in names:
         queue = app.queue(name)
         if options.lease is not None:

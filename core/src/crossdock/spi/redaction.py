@@ -21,7 +21,7 @@ def redact(url: str, public_options: frozenset[str] = _PUBLIC_OPTIONS) -> str:
         return HIDDEN
     if not parts.scheme:
         return HIDDEN
-    hosts = []
+    hosts: list[str] = []
     for host in parts.netloc.split(","):
         secret, at, address = host.rpartition("@")
         if not at:
