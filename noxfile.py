@@ -1,0 +1,301 @@
+"""Every habit of the project, one session each.
+
+`./run` lists them, `./run NAME` runs one, `./run checks` what CI runs. A session's virtual environment is kept in .nox and
+installed into again only when a pyproject.toml or constraints.txt changed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+import nox
+from nox.command import CommandFailed
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from distributions import project_files, read, sibling  # noqa: E402
+
+CONSTRAINTS = ROOT / "constraints.txt"
+PLACES = [str(file.parent.relative_to(ROOT)) for file in project_files()]  # "." is the meta-distribution, which has no code
+CODE = PLACES[1:]
+THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+OTHER_PYTHONS = [version for version in ("3.11", "3.12", "3.13") if version != THIS_PYTHON]
+
+# What CI runs, and the seconds each part may take there on two cores with nothing installed or cached. The sum stays below
+# CI_LIMIT for good: who needs more takes it from another line.
+CI_LIMIT = 18 * 60
+BUDGETS = {
+    "versions": 5,
+    "lint": 15,
+    "types": 120,
+    f"tests-{THIS_PYTHON}": 480,
+    "docs": 90,
+    "demo": 100,
+    "package": 200,
+}
+assert sum(BUDGETS.values()) < CI_LIMIT
+
+nox.options.default_venv_backend = "virtualenv"
+nox.options.download_python = "never"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = list(BUDGETS)
+
+# A broker or an option from the caller's shell must not reach the tests. CROSSDOCK_REQUIRE is meant for them.
+for variable in [name for name in os.environ if name.startswith("CROSSDOCK_") and name != "CROSSDOCK_REQUIRE"]:
+    del os.environ[variable]
+
+
+def is_installed(version: str) -> bool:
+    """Whether this Python runs here. To be on PATH is not enough: pyenv puts stand-ins there for those not selected."""
+    try:
+        return subprocess.run([f"python{version}", "-c", ""], capture_output=True).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+PYTHONS = [THIS_PYTHON, *filter(is_installed, OTHER_PYTHONS)]
+
+
+# --- what sessions share ------------------------------------------------------------------------------
+
+
+class Outcome(NamedTuple):
+    """What one session came to."""
+
+    name: str
+    seconds: float
+    passed: int
+    failed: int
+    skipped: int
+
+
+outcomes: list[Outcome] = []
+last_end = time.monotonic()
+
+
+def part(function: Callable[[nox.Session], None]) -> Callable[[nox.Session], None]:
+    """Note the session's seconds (since the one before, so that making its environment counts) and what passed and failed."""
+
+    @functools.wraps(function)
+    def noted(session: nox.Session) -> None:
+        global last_end
+        results(session).unlink(missing_ok=True)
+        succeeded = False
+        try:
+            function(session)
+            succeeded = True
+        finally:
+            now = time.monotonic()
+            outcomes.append(Outcome(session.name, now - last_end, *count(results(session), succeeded)))
+            last_end = now
+
+    return noted
+
+
+def results(session: nox.Session) -> Path:
+    """Where the session's pytest, if it runs one, writes its results."""
+    return ROOT / ".nox" / "results" / f"{session.name}.xml"
+
+
+def count(file: Path, succeeded: bool) -> tuple[int, int, int]:
+    """Passed, failed and skipped tests. A session without tests counts as one."""
+    if not file.exists():
+        return int(succeeded), int(not succeeded), 0
+    suite = ElementTree.parse(file).getroot()[0]
+    total, failures, errors, skipped = (int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped"))
+    failed = max(failures + errors, int(not succeeded))
+    return total - failures - errors - skipped, failed, skipped
+
+
+@atexit.register
+def report() -> None:
+    """Print seconds against budgets and, last, how many tests passed and failed."""
+    if not outcomes:
+        return
+    print("\n  seconds  budget  part")
+    for outcome in outcomes:
+        budget = BUDGETS.get(outcome.name)
+        late = "  OVER BUDGET" if budget and outcome.seconds > budget else ""
+        print(f"  {outcome.seconds:7.1f}  {budget or '':>6}  {outcome.name}{late}")
+    print(f"  {sum(outcome.seconds for outcome in outcomes):7.1f}  {CI_LIMIT:>6}  all (the limit is CI's)")
+    passed, failed, skipped = (sum(column) for column in list(zip(*outcomes, strict=True))[2:])
+    print(f"{passed} passed, {failed} failed" + (f", {skipped} skipped" if skipped else ""))
+
+
+def group(*names: str) -> list[str]:
+    """The requirements of these dependency groups."""
+    return list(nox.project.dependency_groups(nox.project.load_toml(ROOT / "pyproject.toml"), *names))
+
+
+def install(session: nox.Session, *groups: str, siblings: bool = False) -> None:
+    """Install requirement groups and, if asked, all our distributions as editable, unless this environment has just that."""
+    wanted = group(*groups)
+    if siblings:
+        wanted += [option for place in PLACES for option in ("--editable", place)]
+    state = "\n".join([str(ROOT), *wanted, *(file.read_text() for file in (CONSTRAINTS, *project_files()))])
+    installed = Path(session.virtualenv.location) / "crossdock-installed.txt"
+    if installed.exists() and installed.read_text() == state:
+        session.log("everything is installed already")
+        return
+    installed.unlink(missing_ok=True)
+    if siblings:  # first the build backend, or pip fetches it again for each of them
+        session.install("--constraint", str(CONSTRAINTS), *group("build"))
+    session.install("--constraint", str(CONSTRAINTS), "--no-build-isolation", *wanted)
+    installed.write_text(state)
+
+
+def run_each(session: nox.Session, *commands: list[str]) -> None:
+    """Run every command, also when one before it failed; then fail if any did."""
+    failed: list[str] = []
+    for command in commands:
+        try:
+            session.run(*command)
+        except CommandFailed:
+            failed.append(" ".join(command))
+    if failed:
+        session.error("failed: " + ", ".join(failed))
+
+
+def pytest(session: nox.Session, *places: str) -> None:
+    """Run the tests of these places, or of those that the caller names after `--`."""
+    arguments = session.posargs
+    if not any(Path(argument.split("::")[0]).exists() for argument in arguments):
+        arguments = [*places, *arguments]
+    session.run("pytest", f"--junit-xml={results(session)}", *arguments)
+
+
+# --- sessions -----------------------------------------------------------------------------------------
+
+
+@nox.session(venv_backend="none")
+@part
+def versions(session: nox.Session) -> None:
+    """One version in all distributions, siblings pinned to it."""
+    session.run(sys.executable, "scripts/set_version.py", "--check")
+
+
+@nox.session
+@part
+def lint(session: nox.Session) -> None:
+    """ruff: format and lint. `./run lint -- --fix` repairs what it can."""
+    install(session, "lint")
+    if "--fix" in session.posargs:
+        run_each(session, ["ruff", "format"], ["ruff", "check", "--fix"])
+    else:
+        run_each(session, ["ruff", "format", "--check"], ["ruff", "check"])
+
+
+@nox.session
+@part
+def types(session: nox.Session) -> None:
+    """mypy and pyright, both strict: each distribution, the typing tests of the public API, the tooling."""
+    install(session, "types", "test", "nox", siblings=True)
+    places = [*(f"{place}/src" for place in CODE), "core/typing_tests"]
+    run_each(session, *([tool, place] for place in places for tool in ("mypy", "pyright")), ["mypy", "noxfile.py", "scripts"])
+
+
+@nox.session(python=PYTHONS)
+@part
+def tests(session: nox.Session) -> None:
+    """pytest on every distribution and the examples, all siblings installed. What follows -- goes to pytest."""
+    install(session, "test", siblings=True)
+    pytest(session, *(f"{place}/tests" for place in CODE), "examples/tests")
+
+
+@nox.session
+@part
+def docs(session: nox.Session) -> None:
+    """Run every snippet and command of the documentation."""
+    install(session, "test", siblings=True)
+    pytest(session, "docs/tests")
+
+
+@nox.session
+@part
+def demo(session: nox.Session) -> None:
+    """The shop: 5,000 orders, two workers, one of them killed, and the sums checked."""
+    install(session, siblings=True)
+    session.run("python", "examples/shop/demo.py", *session.posargs)
+
+
+@nox.session
+@part
+def package(session: nox.Session) -> None:
+    """Build every sdist and from it the wheel; install each wheel in a clean environment; run the demo from there."""
+    install(session, "package")
+    dist = ROOT / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    for place in PLACES:
+        session.run("python", "-m", "build", "--no-isolation", "--outdir", str(dist), place, silent=True)
+    session.run("python", "scripts/check_artefacts.py", str(dist))
+
+    projects = {project["name"]: project for project in (read(file)["project"] for file in project_files())}
+    for name, project in projects.items():
+        with tempfile.TemporaryDirectory() as folder, session.chdir(folder):
+            ours = with_siblings(name, projects)
+            wheels = [str(wheel) for each in ours for wheel in dist.glob(f"{each.replace('-', '_')}-*.whl")]
+            session.run(sys.executable, "-m", "virtualenv", "--quiet", "env", external=True)
+            python = f"{folder}/env/bin/python"
+            session.run(python, "-m", "pip", "install", "--quiet", "--constraint", str(CONSTRAINTS), *wheels, external=True)
+            session.run(python, "-m", "pip", "check", external=True)
+            check = str(ROOT / "scripts" / "check_installed.py")
+            session.run(python, "-I", check, ",".join(ours), project["version"], external=True)
+            if name == "crossdock":
+                session.run(f"{folder}/env/bin/crossdock", "--version", external=True)
+                shutil.copytree(ROOT / "examples" / "shop", "shop", ignore=shutil.ignore_patterns("__pycache__", ".*_cache"))
+                session.run(python, "shop/demo.py", external=True)
+
+
+def with_siblings(name: str, projects: dict[str, dict[str, Any]]) -> list[str]:
+    """This distribution and those of ours that it needs, directly or not; no extras."""
+    names = [name]
+    for each in names:
+        needed = (sibling(requirement) for requirement in projects[each].get("dependencies", []))
+        names += [other for other in needed if other and other not in names]
+    return names
+
+
+@nox.session
+@part
+def bench(session: nox.Session) -> None:
+    """Measure memory and SQLite. What follows -- goes to the benchmark."""
+    install(session, siblings=True)
+    session.run("python", "core/benchmarks/run.py", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def dev(session: nox.Session) -> None:
+    """Install everything editable into .venv: for your editor, and to run pytest, mypy and ruff by hand."""
+    python = str(ROOT / ".venv" / "bin" / "python")
+    pip = [python, "-m", "pip", "install", "--constraint", str(CONSTRAINTS)]
+    groups = group("test", "types", "lint", "package", "nox")
+    session.run(*pip, *group("build"))
+    session.run(*pip, "--no-build-isolation", *groups, *(option for place in PLACES for option in ("--editable", place)))
+
+
+@nox.session(venv_backend="none")
+def checks(session: nox.Session) -> None:
+    """All that CI runs."""
+    for name in BUDGETS:
+        session.notify(name)
+
+
+@nox.session(venv_backend="none")
+def full(session: nox.Session) -> None:
+    """Everything: what CI runs, the tests on every Python that is installed, the benchmark."""
+    for name in (*BUDGETS, *(f"tests-{python}" for python in PYTHONS), "bench"):
+        session.notify(name)
+    for python in set(OTHER_PYTHONS).difference(PYTHONS):
+        session.warn(f"the tests do not run on Python {python}: it is not installed")
