@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 import time
+import tracemalloc
 import uuid
 from collections.abc import Mapping
 
@@ -99,22 +100,37 @@ async def test_nothing_survives_and_it_says_so() -> None:
     await broker.close()
 
 
+class CrowdedClock(SystemClock):
+    """A clock that is read by whoever is at work in the store, and counts how often two were there at once."""
+
+    def __init__(self) -> None:
+        self.overlaps = 0
+        self._reading = False
+
+    def time_ms(self) -> int:
+        self.overlaps += self._reading
+        self._reading = True
+        time.sleep(0)  # other threads, please
+        self._reading = False
+        return super().time_ms()
+
+
 def test_loops_and_threads_share_a_store() -> None:
-    """Producers and workers in loops of their own threads pass every message on exactly once, workers waiting, never polling."""
-    name = uuid.uuid4().hex
-    producers, workers, each = 2, 2, 500
+    """Producers and workers in loops of their own threads pass every message on exactly once, one at a time in the store."""
+    name, clock = uuid.uuid4().hex, CrowdedClock()
+    producers, workers, each = 2, 3, 1500
     done: list[str] = []
     lock = threading.Lock()
 
     async def produce(number: int) -> None:
-        broker = broker_at(f"memory://{name}")
+        broker = broker_at(f"memory://{name}", clock=clock)
         await broker.open()
         for start in range(0, each, 10):
             assert not await broker.enqueue([message(f"p{number}-{start + offset}") for offset in range(10)])
         await broker.close()
 
     async def work() -> None:
-        broker = broker_at(f"memory://{name}")
+        broker = broker_at(f"memory://{name}", clock=clock)
         await broker.open()
         while len(done) < producers * each:
             deliveries = await broker.receive(LANES, 7, 0.5)
@@ -130,6 +146,7 @@ def test_loops_and_threads_share_a_store() -> None:
 
     asyncio.run(asyncio.wait_for(main(), 30))
     assert len(done) == len(set(done)) == producers * each
+    assert clock.overlaps == 0
     forget(name)
 
 
@@ -143,7 +160,8 @@ def test_enqueue_wakes_a_receive_in_another_loop() -> None:
         broker = broker_at(f"memory://{name}")
         await broker.open()
         waiting = asyncio.ensure_future(broker.receive(LANES, 1, 20))
-        await asyncio.sleep(0)
+        for _ in range(10):
+            await asyncio.sleep(0)
         opened.set()
         received.extend(await waiting)
         await broker.close()
@@ -270,13 +288,37 @@ async def test_unwanted_messages_wake_nobody() -> None:
 
 
 @pytest.mark.asyncio
-async def test_settled_messages_are_freed() -> None:
-    """Ten thousand lives, some removed before their time or extended, leave nothing behind, with or without their deliveries."""
+async def test_wait_ends_despite_rounding() -> None:
+    """A wait that is interrupted and resumed ends with the clock, though sums of floats miss its end by a hair."""
     clock = VirtualClock()
     name = uuid.uuid4().hex
     broker = broker_at(f"memory://{name}", clock=clock)
     await broker.open()
-    await broker.declare([QueueSpec("q")])
+    clock.advance(0.1)
+    waiting = asyncio.ensure_future(broker.receive(LANES, 1, 1.3))
+    await broker.enqueue([Message("m", "q", Priority.NORMAL, b"", delay_ms=300)])
+    await broker.remove("q", State.SCHEDULED, ["m"])
+    for seconds in (0.3, 1.0):
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        clock.advance(seconds)
+    assert clock.monotonic() < 0.1 + 1.3
+    assert not await asyncio.wait_for(waiting, 10)
+    await broker.close()
+    forget(name)
+
+
+@pytest.mark.asyncio
+async def test_settled_messages_are_freed() -> None:
+    """Ten thousand lives, some removed before their time or extended, leave nothing behind, also while one task runs all along."""
+    clock = VirtualClock()
+    name = uuid.uuid4().hex
+    broker = broker_at(f"memory://{name}", clock=clock)
+    await broker.open()
+    await broker.enqueue([message("long")])
+    (long,) = await broker.receive(LANES, 1, 0)
+    await broker.declare([QueueSpec("q", lease=60.0)])
 
     async def lives(rounds: int) -> None:
         for start in range(0, rounds * 100, 100):
@@ -292,12 +334,17 @@ async def test_settled_messages_are_freed() -> None:
 
     def size() -> int:
         gc.collect()
-        return len(gc.get_objects())
+        return tracemalloc.get_traced_memory()[0]
 
     await lives(10)
-    before = size()
-    await lives(100)
-    assert size() - before < 500
+    tracemalloc.start()
+    try:
+        before = size()
+        await lives(100)
+        assert size() - before < 100_000
+    finally:
+        tracemalloc.stop()
+    assert not await broker.settle([Ack(long)])
     await broker.close()
     forget(name)
 

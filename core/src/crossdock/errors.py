@@ -144,7 +144,7 @@ class EnqueueManyError(EnqueueError):
 
 
 class LeaseLost(BrokerError):
-    """The lease on this delivery is over: its message was, or will be, delivered to somebody else."""
+    """The lease on this delivery is over: its message was delivered to somebody else since, was settled otherwise, or was never ours."""
 
 
 class SettleUnknown(BrokerError):

@@ -17,6 +17,8 @@ class RetryLater(TaskOutcome):
         text: Why; kept in the task's history.
     """
 
+    delay: float = 0.0
+
     def __init__(self, delay: float = 0.0, text: str = "") -> None:
         super().__init__(text or f"retry in {delay:g} s")
         self.delay = max(0.0, float(delay))
@@ -39,6 +41,8 @@ class Snooze(TaskOutcome):
     Args:
         delay: Seconds.
     """
+
+    delay: float = 0.0
 
     def __init__(self, delay: float) -> None:
         super().__init__(f"snoozed for {delay:g} s")

@@ -1,7 +1,7 @@
 """Receiver: asks the broker for messages while slots are free, and never for more than that. Lives in the broker's loop.
 
-It asks for a quarter of the slots at a time: while one quarter is received and settled the others execute. Asking for all free slots
-at once makes the worker and its broker take turns (measured: `docs/adr/0004-worker.md`).
+It asks when a quarter of the slots is free, for a third of them at most: while one part is received and settled, the others execute.
+Asking for all free slots at once makes the worker and its broker take turns (measured: `docs/adr/0004-worker.md`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from crossdock.spi import Broker, Clock, Delivery
 
 WAIT: Final = 10.0
 """Seconds one receive waits for a first message."""
-GATHER: Final = 0.002
+GATHER: Final = 0.0005
 """Seconds for which free slots may gather before they are offered, while fewer than a quarter are free."""
 RETRY_PAUSE: Final = 0.2
 """Seconds between attempts while the broker is away; the backend itself does the reconnecting."""
@@ -53,6 +53,7 @@ class Receiver:
         self._lanes = lanes
         self._free = slots
         self._quarter = max(1, slots // 4)
+        self._third = max(1, slots // 3)
         self._limits = limits
         self._in_hand: Counter[str] = Counter()
         self._deliver = deliver
@@ -102,7 +103,7 @@ class Receiver:
     async def _receive(self, wait: float) -> None:
         full = {queue for queue, limit in self._limits.items() if self._in_hand[queue] >= limit}
         room = [limit - self._in_hand[queue] for queue, limit in self._limits.items() if queue not in full]
-        free = min(self._free, self._quarter)
+        free = min(self._free, self._third)
         if not room:
             await self._receive_from(free, wait, without=full)
             return
@@ -111,7 +112,7 @@ class Receiver:
         others = self._lanes.plan(1, self._limits)
         got = await self._receive_from(min(free, *room), 0.0 if others else wait, without=full)
         if others and self._free:
-            got += await self._receive_from(min(self._free, self._quarter), 0.0, without=self._limits)
+            got += await self._receive_from(min(self._free, self._third), 0.0, without=self._limits)
         if others and not got:
             await self._receive_from(min(free, *room), wait, without=full)
 

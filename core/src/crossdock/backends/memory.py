@@ -245,9 +245,8 @@ class MemoryBroker(Broker):
         extend, and a handler's work is not done twice for nothing.
         """
         receipt = delivery.receipt
-        if isinstance(receipt, _Receipt) and receipt.owner is self and receipt.stored is not None:
-            stored = receipt.stored
-            return stored if stored.receipt is receipt else None
+        if isinstance(receipt, _Receipt) and receipt.owner is self and receipt.stored.receipt is receipt:
+            return receipt.stored
         return None
 
     async def extend(self, deliveries: Sequence[Delivery]) -> Sequence[Refusal]:
@@ -415,7 +414,7 @@ class _Receipt:
 
     def __init__(self, owner: MemoryBroker, stored: _Stored) -> None:
         self.owner = owner
-        self.stored: _Stored | None = stored
+        self.stored = stored
         self.ending: object = None
 
 
@@ -539,9 +538,9 @@ class _Queue:
 
     def settle(self, stored: _Stored, settlement: Settlement, now: _Moment) -> None:
         """End the delivery of a message, and its receipt with it."""
-        receipt, stored.receipt = stored.receipt, None
-        if receipt is not None:
-            receipt.stored, receipt.ending = None, _ending(settlement)
+        if stored.receipt is not None:
+            stored.receipt.ending = _ending(settlement)
+            stored.receipt = None
         stored.order.discard(stored)
         match settlement:
             case Ack():

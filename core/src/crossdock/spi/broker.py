@@ -131,7 +131,8 @@ class Broker(ABC):
         the caller reckons its own time from *before* this call, less the same margin.
 
         Refusals:
-            LeaseLost: Settled, expired and taken over, or never ours.
+            LeaseLost: Settled, expired and taken over, or never ours. A lease that expired and was not taken over may be renewed:
+                nobody else has the message.
         """
 
     @abstractmethod
@@ -143,7 +144,8 @@ class Broker(ABC):
         message then comes back as a delivery with a higher count.
 
         Refusals:
-            LeaseLost: Somebody else has, or had, the message since; nothing was changed.
+            LeaseLost: Somebody else has, or had, the message since; nothing was changed. A lease that expired and was not taken
+                over may be accepted: nobody else has the message.
             SettleUnknown: Written, and no answer came; settle it again.
         """
 
@@ -155,7 +157,7 @@ class Broker(ABC):
 
         Args:
             queues: Names to look at, answered in this order; an unknown one has zeros. None: every queue of the namespace that was
-                declared or ever used, by name; `UnsupportedCapability` where `capabilities.list_queues` says so.
+                declared or ever held a message, by name; `UnsupportedCapability` where `capabilities.list_queues` says so.
         """
 
     @abstractmethod
@@ -174,6 +176,7 @@ class Broker(ABC):
             limit: Most entries in the page, 1 to 1,000.
 
         Raises:
+            ConfigurationError: `after` is no cursor of this listing.
             QueueHeld: Another caller holds the queue's dead letters, where a server serves one at a time.
             UnsupportedCapability: The state is not in `capabilities.listable`.
         """
@@ -194,8 +197,8 @@ class Broker(ABC):
         """Bring dead letters of `queue` back to life: store each new message, durably, then remove the letter; never the reverse.
 
         The new message may go to another queue and may be due later. Where the target already holds the id at the same or a later
-        generation, only the letter is removed. Interrupted and repeated, nothing is lost and, where the backend deduplicates,
-        nothing doubled; elsewhere what was in flight may be stored twice under one (id, generation).
+        generation (the letter itself does not count), only the letter is removed. Interrupted and repeated, nothing is lost and,
+        where the backend deduplicates, nothing doubled; elsewhere what was in flight may be stored twice under one (id, generation).
 
         Refusals:
             NotFound: No such dead letter (any more).

@@ -102,24 +102,31 @@ class Database:
             waited += self._rest()
 
     def _configure(self, where: Location) -> None:
-        mode = self._patiently("PRAGMA journal_mode = WAL").fetchone()[0]
+        mode = self.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         if mode != "wal":
             raise ConfigurationError(f"SQLite cannot keep a write-ahead log beside {str(self.path)!r}; use a local disk.")
         self.execute(f"PRAGMA synchronous = {'FULL' if where.durability == 'full' else 'NORMAL'}")
         self.execute("PRAGMA fullfsync = ON")  # macOS: otherwise its fsync stops at the disk's own cache
         self.execute("PRAGMA journal_size_limit = 16777216")
         self.execute("PRAGMA cache_size = -8000")
-        self._patiently("SELECT count(*) FROM store")  # a first read makes the -wal and -shm files
+        self.execute("SELECT count(*) FROM store")  # a first read makes the -wal and -shm files
 
     # --- statements ---
 
     def execute(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> sqlite3.Cursor:
-        """Run one statement. Raises `sqlite3.Error`."""
-        return self._connection.execute(sql, parameters)
+        """Run one statement; outside a transaction, wait up to `PATIENCE` for a lock that others hold. Raises `sqlite3.Error`."""
+        waited = 0.0
+        while True:
+            try:
+                return self._connection.execute(sql, parameters)
+            except sqlite3.OperationalError as error:
+                if not is_busy(error) or self._connection.in_transaction or waited >= PATIENCE:
+                    raise
+            waited += self._rest()
 
     def begin(self) -> None:
-        """Begin a transaction that writes, waiting up to `PATIENCE` for others to end theirs. Raises `sqlite3.Error`."""
-        self._patiently("BEGIN IMMEDIATE")
+        """Begin a transaction that writes, once others have ended theirs. Raises `sqlite3.Error`."""
+        self.execute("BEGIN IMMEDIATE")
 
     def commit(self) -> None:
         """Commit it, durably. Raises `sqlite3.Error`."""
@@ -127,15 +134,13 @@ class Database:
 
     def rollback(self) -> None:
         """End the transaction, if there is one, with nothing done."""
-        try:
-            if self._connection.in_transaction:
+        if self._connection.in_transaction:
+            with contextlib.suppress(sqlite3.Error):  # then SQLite rolls it back by itself
                 self._connection.execute("ROLLBACK")
-        except sqlite3.Error:  # then SQLite has rolled it back by itself
-            pass
 
     def changed(self) -> bool:
         """Whether another connection has committed since the last call, or this is the first. Raises `sqlite3.Error`."""
-        version = int(self._connection.execute("PRAGMA data_version").fetchone()[0])
+        version = int(self.execute("PRAGMA data_version").fetchone()[0])
         changed = version != self._seen_version
         self._seen_version = version
         return changed
@@ -161,16 +166,6 @@ class Database:
             with process.opening:
                 self._connect()
             self.asleep = False
-
-    def _patiently(self, sql: str) -> sqlite3.Cursor:
-        waited = 0.0
-        while True:
-            try:
-                return self._connection.execute(sql)
-            except sqlite3.OperationalError as error:
-                if not is_busy(error) or waited >= PATIENCE:
-                    raise
-            waited += self._rest()
 
     def _rest(self) -> float:
         seconds = self._dice.uniform(*_PAUSE)

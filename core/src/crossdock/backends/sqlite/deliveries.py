@@ -100,48 +100,38 @@ class Deliveries:
             """,
             _lane_numbers(lanes, queues),
         )
-        beyond: dict[Lane, int] = {lanes[index]: 0 for (index,) in sorted(nonempty)}  # the last place taken of each
-        if not beyond:
+        open_lanes: list[Lane] = [lanes[index] for (index,) in sorted(nonempty)]
+        if not open_lanes:
             return []
         fence = self._new_fence()
         taken: list[Delivery] = []
+        leases: list[tuple[int, ...]] = []
         for by_quota in (True, False):
-            for lane in list(beyond):
+            for lane in open_lanes:
+                queue = queues[lane.queue]
                 wanted = min(lane.quota, limit - len(taken)) if by_quota else limit - len(taken)
-                rows = self._first(queues[lane.queue], lane, beyond[lane], wanted) if wanted > 0 else []
-                if rows:
-                    beyond[lane] = rows[-1][0]
-                    taken += _deliveries(queues[lane.queue], lane, rows, fence, started)
-                if len(rows) < wanted:
-                    del beyond[lane]
-        if taken:
-            self._lease(as_json([_receipt(delivery).key for delivery in taken]), fence, now)
+                rows = self._take(queue, lane, wanted) if wanted > 0 else []
+                leases += [(row[0], queue.id, now + queue.lease_ms, fence, row[5], row[4] + 1) for row in rows]
+                taken += _deliveries(queue, lane, rows, fence, started)
+        tables.insert("leased", leases)
         return taken
 
-    def _first(self, queue: Queue, lane: Lane, beyond: int, count: int) -> list[tuple[Any, ...]]:
-        """Up to `count` messages of a lane, from behind a place."""
-        return self._tables.execute(
+    def _take(self, queue: Queue, lane: Lane, count: int) -> list[tuple[Any, ...]]:
+        """Take up to `count` messages from the front of a lane."""
+        rows = self._tables.execute(
             """
-            SELECT place, message, id, generation, body, deliveries FROM ready JOIN message ON message.key = message
-            WHERE ready.queue = ? AND ready.priority = ? AND place > ? ORDER BY place LIMIT ?
+            SELECT message, id, generation, body, deliveries, since_ms FROM ready CROSS JOIN message ON message.key = message
+            WHERE ready.queue = ? AND ready.priority = ? ORDER BY message LIMIT ?
             """,
             queue.id,
             int(lane.priority),
-            beyond,
             count,
         ).fetchall()
-
-    def _lease(self, keys: str, fence: int, now: int) -> None:
-        self._tables.execute(
-            """
-            INSERT INTO leased SELECT message, ready.queue, ? + lease_ms, ?, place, since_ms, deliveries + 1
-            FROM ready JOIN queue ON queue.id = ready.queue WHERE message IN (SELECT value FROM json_each(?))
-            """,
-            now,
-            fence,
-            keys,
-        )
-        self._tables.delete("ready", keys)
+        if rows:
+            self._tables.execute(
+                "DELETE FROM ready WHERE queue = ? AND priority = ? AND message <= ?", queue.id, int(lane.priority), rows[-1][0]
+            )
+        return rows
 
     def _new_fence(self) -> int:
         if self._mark is None:
@@ -180,13 +170,19 @@ class Deliveries:
         late = {"fence": fence, "keys": keys, "now": self._tables.clock.time_ms()}
         self._tables.database.execute(
             """
-            INSERT INTO leased SELECT message, queue, :now, fence, place, since_ms, deliveries FROM ready
-            WHERE message IN (SELECT value FROM json_each(:keys)) AND fence = :fence
+            INSERT INTO leased SELECT message.key, ready.queue, :now, fence, since_ms, deliveries FROM json_each(:keys) AS late
+            CROSS JOIN message ON message.key = late.value
+            CROSS JOIN ready ON ready.queue = message.queue AND ready.priority = message.priority AND ready.message = message.key
+            WHERE fence = :fence
             """,
             late,
         )
         self._tables.database.execute(
-            "DELETE FROM ready WHERE message IN (SELECT value FROM json_each(:keys)) AND fence = :fence", late
+            """
+            DELETE FROM ready WHERE fence = :fence AND (queue, priority, message) IN
+                (SELECT queue, priority, key FROM message WHERE key IN (SELECT value FROM json_each(:keys)))
+            """,
+            late,
         )
 
     def extend(self, deliveries: Sequence[Delivery]) -> list[Refusal]:
@@ -252,7 +248,7 @@ class Deliveries:
         if due_ms <= now:
             self._tables.execute(
                 """
-                INSERT INTO ready SELECT message, leased.queue, priority, place, since_ms, deliveries - 1, 0
+                INSERT INTO ready SELECT leased.queue, priority, message, since_ms, deliveries - 1, 0
                 FROM leased JOIN message ON message.key = message WHERE message IN (SELECT value FROM json_each(?))
                 """,
                 keys,
@@ -270,17 +266,17 @@ class Deliveries:
 
     def _replace(self, key: int, delivery: Delivery, replacement: Message, due_ms: int, now: int) -> None:
         queue = self._end_lease(key, delivery)
-        self._rewrite(key, replacement)
+        behind = self._tables.last_key() + 1
+        self._rewrite(key, behind, replacement)
         if due_ms <= now:
-            place = self._tables.numbers(1)
-            self._tables.insert("ready", [(key, queue.id, int(replacement.priority), place, now, 0, 0)])
+            self._tables.insert("ready", [(queue.id, int(replacement.priority), behind, now, 0, 0)])
         else:
-            self._tables.insert("scheduled", [(key, queue.id, due_ms, 0)])
+            self._tables.insert("scheduled", [(behind, queue.id, due_ms, 0)])
 
     def _bury(self, key: int, delivery: Delivery, letter: DeadLetter, now: int) -> None:
         queue = self._end_lease(key, delivery)
         if letter.message != delivery.message:
-            self._rewrite(key, letter.message)
+            self._rewrite(key, key, letter.message)
         died = (key, queue.id, letter.died_ms, letter.message.id, delivery.delivery_count, letter.reason.value)
         self._tables.insert("dead", [(*died, letter.task, letter.error_type, letter.fingerprint, letter.story)])
         self._tables.retain(queue, now)
@@ -290,9 +286,10 @@ class Deliveries:
         self._tables.execute("DELETE FROM leased WHERE message = ?", key)
         return self._tables.used([name])[name]
 
-    def _rewrite(self, key: int, message: Message) -> None:
+    def _rewrite(self, key: int, new_key: int, message: Message) -> None:
         self._tables.execute(
-            "UPDATE message SET generation = ?, priority = ?, body = ? WHERE key = ?",
+            "UPDATE message SET key = ?, generation = ?, priority = ?, body = ? WHERE key = ?",
+            new_key,
             message.generation,
             int(message.priority),
             message.body,
@@ -338,7 +335,7 @@ def _deliveries(queue: Queue, lane: Lane, rows: Iterable[tuple[Any, ...]], fence
         Delivery(
             Message(id, queue.name, lane.priority, body, generation=generation), deliveries + 1, lease_until, Receipt(fence, key)
         )
-        for _, key, id, generation, body, deliveries in rows
+        for key, id, generation, body, deliveries, _ in rows
     ]
 
 

@@ -19,12 +19,12 @@ from typing import Any, Final
 from crossdock.backends.sqlite.command import Answer, Command, Loss, Receive, give_back
 from crossdock.backends.sqlite.database import Fate, is_full
 from crossdock.backends.sqlite.store import Store
-from crossdock.errors import BrokerClosed, BrokerUnavailable, ConfigurationError, CrossdockError
+from crossdock.errors import BrokerClosed, BrokerUnavailable, CrossdockError
 from crossdock.spi import BrokerEvent, Clock, Connected, Disconnected, StateLost
 
 _BRISK: Final = 0.001
 """Seconds between the questions of a waiting receive while something happens."""
-_CALM: Final = 0.004
+_CALM: Final = 0.005
 """Seconds between them after `_BRISK_QUESTIONS` in which nothing happened."""
 _BRISK_QUESTIONS: Final = 1000
 _QUESTIONS_PER_CHECK: Final = 64
@@ -76,8 +76,14 @@ class Desk:
 
     def _turn(self) -> bool:
         commands = self._collect()
-        with self._store.in_use:
-            return self._do(commands)
+        try:
+            with self._store.in_use:
+                return self._do(commands)
+        except Exception as error:  # a fault of ours, but nobody shall wait for ever because of it
+            failed = [command for command in commands if command is not None]
+            self._answer([self._failed(command, error, perhaps=True) for command in {*failed, *self._waiting}])
+            self._waiting = []
+            return None not in commands
 
     def _do(self, commands: Sequence[Command[Any] | None]) -> bool:
         """Do what was collected, and what receives wait for; returns whether to go on."""
@@ -197,15 +203,11 @@ class Desk:
         return [self._excuse(command, Loss(self._without_log(), perhaps=True)) for command in group]
 
     def _begin(self) -> None:
-        if self._store.database.asleep:
-            self._file_is_there()
-        if self._fate is not Fate.INTACT:
-            self._recover()
+        if self._store.database.asleep or self._fate is not Fate.INTACT:
+            with self._store.opening():
+                self._open_again()
         try:
-            self._store.wake()
             self._store.begin()
-        except ConfigurationError as error:
-            raise BrokerUnavailable(str(error)) from error
         except sqlite3.Error as error:
             self._store.rollback()
             raise self._store.database.unavailable(error) from error
@@ -231,23 +233,24 @@ class Desk:
             self._fate = self._store.database.fate()
         return self._fate is Fate.INTACT
 
-    def _recover(self) -> None:
-        """Go on with a new file where ours was removed or replaced. Raises `BrokerUnavailable`."""
-        path = str(self._store.database.path)
+    def _open_again(self) -> None:
+        """Go on with the file after a fork, or with a new one where ours was removed or replaced. Raises `BrokerUnavailable`."""
         try:
-            if self._fate is Fate.WITHOUT_LOG:
+            if self._file_is_there():
+                self._store.wake()
+            elif self._fate is Fate.REPLACED:
+                self._store.reopen()
+                self._fate = Fate.INTACT
+                path = str(self._store.database.path)
+                self._tell(StateLost(f"The SQLite file {path!r} was removed or replaced while it was open; a new one is in use."))
+            else:
                 raise self._without_log()
-            self._store.reopen()
         except (CrossdockError, sqlite3.Error) as error:
-            unavailable = (
-                self._store.database.unavailable(error) if isinstance(error, sqlite3.Error) else BrokerUnavailable(str(error))
-            )
+            text = self._store.database.explain(error) if isinstance(error, sqlite3.Error) else str(error)
             if not self._disconnected:
                 self._disconnected = True
-                self._tell(Disconnected(str(unavailable)))
-            raise unavailable from error
-        self._fate = Fate.INTACT
-        self._tell(StateLost(f"The SQLite file {path!r} was removed or replaced while it was open; a new one is in use."))
+                self._tell(Disconnected(text))
+            raise BrokerUnavailable(text) from error
         if self._disconnected:
             self._disconnected = False
             self._tell(Connected())

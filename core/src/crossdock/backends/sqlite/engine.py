@@ -11,7 +11,7 @@ from typing import TypeVar
 from crossdock.backends.sqlite.command import Answer, Command, Loss, Receive, give_back
 from crossdock.backends.sqlite.desk import Desk, Inbox
 from crossdock.backends.sqlite.store import Store
-from crossdock.errors import BrokerClosed, CrossdockError
+from crossdock.errors import BrokerClosed, BrokerUnavailable, CrossdockError
 from crossdock.spi import BrokerEvent, Clock, Delivery, Lane
 
 T = TypeVar("T")
@@ -116,6 +116,10 @@ class Engine:
             store = self._open_store(self._stopping.wait)
         except CrossdockError as error:
             self._in_loop(_fail, self._opened, error)
+        except Exception as error:
+            unavailable = BrokerUnavailable(f"The SQLite broker cannot be opened: {type(error).__name__}: {error}")
+            unavailable.__cause__ = error
+            self._in_loop(_fail, self._opened, unavailable)
         else:
             self._in_loop(_finish, self._opened)
             Desk(store, self._inbox, self._clock, self._answer, self._tell).work()

@@ -27,12 +27,22 @@ from crossdock.spi import (
 _MAX_PAGE: Final = 1000
 
 _ORDER: Final[Mapping[State, str]] = {
-    State.READY: "ready.priority, place",
+    State.READY: "ready.priority, ready.message",
     State.SCHEDULED: "due_ms, message",
     State.LEASED: "until_ms, message",
     State.DEAD: "died_ms, dead.id",
 }
 """The two columns that order the listing of a state. The state's value is the name of its table."""
+
+_OF_MESSAGE: Final[Mapping[State, str]] = {
+    State.READY: "ready.queue = message.queue AND ready.priority = message.priority AND ready.message = message.key",
+    State.SCHEDULED: "scheduled.message = message.key",
+    State.LEASED: "leased.message = message.key",
+    State.DEAD: "dead.message = message.key",
+}
+"""How to get from a message to its row in the table of a state. A CROSS JOIN makes SQLite begin on its left side."""
+
+_BY_ID: Final = "message.queue = ? AND message.id IN (SELECT value FROM json_each(?))"
 
 _Place = tuple[int, int | str]
 """A place in a listing: the values of these two columns."""
@@ -74,7 +84,7 @@ class Repairs:
             """
             SELECT name, ready, scheduled, leased, dead, dead_dropped, (
                 SELECT min(since_ms) FROM (
-                    SELECT (SELECT since_ms FROM ready WHERE queue = queue.id AND priority = level.value ORDER BY place LIMIT 1)
+                    SELECT (SELECT since_ms FROM ready WHERE queue = queue.id AND priority = level.value ORDER BY message LIMIT 1)
                         AS since_ms
                     FROM json_each(?) AS level
                 )
@@ -95,8 +105,7 @@ class Repairs:
         if queue is None:
             return Page(())
         if ids:
-            rows = self._list(state, "message.queue = ? AND message.id IN (SELECT value FROM json_each(?))", queue.id, as_json(ids))
-            found = {row[0]: row for row in rows}
+            found = {row[0]: row for row in self._list(state, _from_message(state), _BY_ID, queue.id, as_json(ids))}
             return Page([_entry(name, state, found[id]) for id in ids if id in found])
         limit = max(1, min(limit, _MAX_PAGE))
         rows = self._ready_beyond(queue, place, limit + 1) if state is State.READY else self._beyond(queue, state, place, limit + 1)
@@ -109,24 +118,26 @@ class Repairs:
         for level in LEVELS:
             if place is None or level <= place[0]:
                 beyond = place[1] if place is not None and level == place[0] else 0
-                condition = "ready.queue = ? AND ready.priority = ? AND place > ? ORDER BY place LIMIT ?"
-                rows += self._list(State.READY, condition, queue.id, int(level), beyond, limit - len(rows))
+                condition = "ready.queue = ? AND ready.priority = ? AND ready.message > ? ORDER BY ready.message LIMIT ?"
+                rows += self._list(
+                    State.READY, _from_state(State.READY), condition, queue.id, int(level), beyond, limit - len(rows)
+                )
         return rows
 
     def _beyond(self, queue: Queue, state: State, place: _Place | None, limit: int) -> list[tuple[Any, ...]]:
         order = _ORDER[state]
         if place is None:
-            return self._list(state, f"{state.value}.queue = ? ORDER BY {order} LIMIT ?", queue.id, limit)
-        return self._list(
-            state, f"{state.value}.queue = ? AND ({order}) > (?, ?) ORDER BY {order} LIMIT ?", queue.id, *place, limit
-        )
+            condition = f"{state.value}.queue = ? ORDER BY {order} LIMIT ?"
+            return self._list(state, _from_state(state), condition, queue.id, limit)
+        condition = f"{state.value}.queue = ? AND ({order}) > (?, ?) ORDER BY {order} LIMIT ?"
+        return self._list(state, _from_state(state), condition, queue.id, *place, limit)
 
-    def _list(self, state: State, condition: str, *parameters: object) -> list[tuple[Any, ...]]:
+    def _list(self, state: State, source: str, condition: str, *parameters: object) -> list[tuple[Any, ...]]:
         letter = ", reason, task, error_type, fingerprint, story" if state is State.DEAD else ""
         return self._tables.execute(
             f"""
             SELECT message.id, generation, message.priority, body, deliveries, {_ORDER[state]} {letter}
-            FROM {state.value} JOIN message ON message.key = message WHERE {condition}
+            FROM {source} WHERE {condition}
             """,
             *parameters,
         ).fetchall()
@@ -138,8 +149,7 @@ class Repairs:
         keys: dict[str, int] = {}
         queue = self._look_at(name)
         if queue is not None:
-            condition = "message.queue = ? AND message.id IN (SELECT value FROM json_each(?))"
-            sql = f"SELECT message.id, key FROM {state.value} JOIN message ON message.key = message WHERE {condition}"
+            sql = f"SELECT message.id, key FROM {_from_message(state)} WHERE {_BY_ID}"
             keys = dict(self._tables.execute(sql, queue.id, as_json(ids)).fetchall())
         refusals: list[Refusal] = []
         removed: list[int] = []
@@ -164,7 +174,7 @@ class Repairs:
 
     def _replay(self, source: Queue | None, replay: Replay) -> CrossdockError | None:
         tables, message = self._tables, replay.message
-        sql = "SELECT key FROM dead JOIN message ON message.key = message WHERE message.queue = ? AND message.id = ?"
+        sql = f"SELECT key FROM {_from_message(State.DEAD)} WHERE message.queue = ? AND message.id = ?"
         letter = None if source is None else tables.execute(sql, source.id, replay.id).fetchone()
         if source is None or letter is None:
             return NotFound(f"No dead letter {replay.id!r} is there to be replayed.")
@@ -189,8 +199,17 @@ class Repairs:
         if queue is None:
             return 0
         keys = self._tables.keys(f"SELECT message FROM {state.value} WHERE queue = ?", queue.id, limit=STEP)
+        purged = self._tables.delete(state.value, keys)
         self._tables.forget(keys)
-        return self._tables.delete(state.value, keys)
+        return purged
+
+
+def _from_message(state: State) -> str:
+    return f"message CROSS JOIN {state.value} ON {_OF_MESSAGE[state]}"
+
+
+def _from_state(state: State) -> str:
+    return f"{state.value} CROSS JOIN message ON message.key = {state.value}.message"
 
 
 # --- values from rows ---

@@ -6,10 +6,9 @@
 
 -- The store itself; one row.
 CREATE TABLE store (
-    last_number INTEGER NOT NULL,           -- the highest number given out as a message's key or as a place
-    receivers   INTEGER NOT NULL            -- how many Brokers have received from it; each marks its leases with its own number
+    receivers INTEGER NOT NULL              -- how many Brokers have received from it; each marks its leases with its own number
 );
-INSERT INTO store VALUES (0, 0);
+INSERT INTO store VALUES (0);
 
 -- A queue of one namespace, with what was declared of it and what is in it. Rows are never deleted, so an id may be remembered.
 CREATE TABLE queue (
@@ -30,26 +29,25 @@ CREATE TABLE queue (
 
 -- What was enqueued.
 CREATE TABLE message (
-    key        INTEGER PRIMARY KEY,         -- a number of its own, never used again
+    key        INTEGER PRIMARY KEY,         -- its place in line: when it gets there, higher than all others; a retry gets a new one
     queue      INTEGER NOT NULL,
     id         TEXT NOT NULL,
     generation INTEGER NOT NULL,
     priority   INTEGER NOT NULL,
     body       BLOB NOT NULL
 );
-CREATE UNIQUE INDEX message_by_id ON message (id, queue);  -- ids grow with time, so this way round it grows at its end
+CREATE UNIQUE INDEX message_by_id ON message (id, queue);  -- core's ids grow with time, so this way round it grows at its end
 
--- READY: waiting for a worker, in order of `place` within a level.
+-- READY: waiting for a worker. Found by the message's own row, so it needs no index beside its order.
 CREATE TABLE ready (
-    message    INTEGER PRIMARY KEY,         -- message.key, in all four
     queue      INTEGER NOT NULL,
     priority   INTEGER NOT NULL,
-    place      INTEGER NOT NULL,            -- a number of its own; what is given back or lost comes to its old one
+    message    INTEGER NOT NULL,            -- message.key, in all four
     since_ms   INTEGER NOT NULL,            -- when it became due
     deliveries INTEGER NOT NULL,            -- hand-overs since it was stored, less those given back; so below
-    fence      INTEGER NOT NULL             -- of the lease that expired and brought it here, whose holder may still settle; else 0
-);
-CREATE INDEX ready_by_place ON ready (queue, priority, place);
+    fence      INTEGER NOT NULL,            -- of the lease that expired and brought it here, whose holder may still settle; else 0
+    PRIMARY KEY (queue, priority, message)
+) WITHOUT ROWID;
 
 -- SCHEDULED: waiting for its time.
 CREATE TABLE scheduled (
@@ -66,8 +64,7 @@ CREATE TABLE leased (
     queue      INTEGER NOT NULL,
     until_ms   INTEGER NOT NULL,
     fence      INTEGER NOT NULL,            -- of the receive that took it; no other receive ever has the same
-    place      INTEGER NOT NULL,            -- as it was in `ready`, should it go back there
-    since_ms   INTEGER NOT NULL,
+    since_ms   INTEGER NOT NULL,            -- as it was in `ready`, should it go back there
     deliveries INTEGER NOT NULL
 );
 CREATE INDEX leased_by_end ON leased (queue, until_ms, message);

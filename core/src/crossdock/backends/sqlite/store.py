@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 
 from crossdock.backends.sqlite import process
 from crossdock.backends.sqlite.database import Database
@@ -40,6 +41,17 @@ class Store:
         self.in_use = threading.RLock()
         """Held while the file is used; a fork waits for it and finds the file closed."""
         process.sleep_during_forks(self)
+
+    @contextmanager
+    def opening(self) -> Generator[None, None, None]:
+        """Hold what opening a file takes. A fork takes that lock first and `in_use` second, so `in_use` is given up for a moment."""
+        self.in_use.release()
+        process.opening.acquire()
+        self.in_use.acquire()
+        try:
+            yield
+        finally:
+            process.opening.release()
 
     def fall_asleep(self) -> None:
         """Close the file for a fork; `wake` opens it again."""

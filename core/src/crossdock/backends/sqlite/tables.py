@@ -118,47 +118,46 @@ class Tables:
         """Store messages that nothing speaks against, as READY or SCHEDULED, behind all others."""
         if not messages:
             return
-        first = self.numbers(len(messages))
-        rows = [
-            (key, queue.id, message.id, message.generation, int(message.priority), message.body)
-            for key, (queue, message) in enumerate(messages, first)
-        ]
-        self.insert("message", rows)
-        dues = [(key, queue.id, due_ms(message, now), 0) for key, (queue, message) in enumerate(messages, first)]
-        scheduled = [row for row in dues if row[2] > now]
+        rows = [(queue.id, message.id, message.generation, int(message.priority), message.body) for queue, message in messages]
+        last = self.insert("message (queue, id, generation, priority, body)", rows)
+        first = last - len(rows) + 1  # SQLite numbers on from the highest key
+        ready: list[tuple[int, ...]] = []
+        scheduled: list[tuple[int, ...]] = []
+        for key, (queue, message) in enumerate(messages, first):
+            due = due_ms(message, now)
+            if due > now:
+                scheduled.append((key, queue.id, due, 0))
+            else:
+                ready.append((queue.id, int(message.priority), key, now, 0, 0))
+        self.insert("ready", ready)
         self.insert("scheduled", scheduled)
-        if len(scheduled) < len(rows):
-            self.execute(
-                """
-                INSERT INTO ready SELECT key, queue, priority, key, ?, 0, 0 FROM message
-                WHERE key >= ? AND NOT EXISTS (SELECT 1 FROM scheduled WHERE message = key)
-                """,
-                now,
-                first,
-            )
 
-    def insert(self, table: str, rows: Sequence[tuple[object, ...]]) -> None:
-        """Insert rows, up to a hundred by one statement."""
-        at = 0
+    def insert(self, into: str, rows: Sequence[tuple[object, ...]]) -> int:
+        """Insert rows, up to a hundred by one statement; returns the key of the last."""
+        at = last = 0
         for size in (100, 10, 1):
             while len(rows) - at >= size:
                 marks = ",".join(["(" + ",".join("?" * len(rows[0])) + ")"] * size)
                 values = [value for row in rows[at : at + size] for value in row]
-                self.database.execute(f"INSERT INTO {table} VALUES {marks}", values)
+                last = self.database.execute(f"INSERT INTO {into} VALUES {marks}", values).lastrowid or 0
                 at += size
+        return last
 
     def delete(self, table: str, keys: str) -> int:
         """Take messages out of a state; returns how many were in it."""
-        return self.execute(f"DELETE FROM {table} WHERE message IN (SELECT value FROM json_each(?))", keys).rowcount
+        which = "message IN (SELECT value FROM json_each(?))"
+        if table == "ready":
+            found = "SELECT queue, priority, key FROM message WHERE key IN (SELECT value FROM json_each(?))"
+            which = f"(queue, priority, message) IN ({found})"
+        return self.execute(f"DELETE FROM {table} WHERE {which}", keys).rowcount
 
     def forget(self, keys: str) -> None:
         """Delete messages that were taken out of their state."""
         self.execute("DELETE FROM message WHERE key IN (SELECT value FROM json_each(?))", keys)
 
-    def numbers(self, count: int) -> int:
-        """Take so many numbers, for keys or places; returns the first. Later ones are higher."""
-        sql = "UPDATE store SET last_number = last_number + ? RETURNING last_number"
-        return int(self.execute(sql, count).fetchall()[0][0]) - count + 1
+    def last_key(self) -> int:
+        """The highest key; 0 if nothing is stored."""
+        return self.execute("SELECT max(key) FROM message").fetchone()[0] or 0
 
     # --- time ---
 
@@ -178,13 +177,15 @@ class Tables:
 
     def _make_due_ready(self, queue: int, now: int) -> None:
         due = self.keys("SELECT message FROM scheduled WHERE queue = ? AND due_ms <= ? ORDER BY due_ms, message", queue, now)
+        behind = self.last_key() + 1
+        self.execute("UPDATE message SET key = ? + due.key FROM json_each(?) AS due WHERE message.key = due.value", behind, due)
         self.execute(
             """
-            INSERT INTO ready SELECT message, scheduled.queue, priority, ? + due.key, due_ms, deliveries, 0
-            FROM json_each(?) AS due JOIN scheduled ON message = due.value JOIN message ON message.key = message
+            INSERT INTO ready SELECT scheduled.queue, priority, message.key, due_ms, deliveries, 0 FROM json_each(?) AS due
+            CROSS JOIN scheduled ON scheduled.message = due.value CROSS JOIN message ON message.key = ? + due.key
             """,
-            self.numbers(STEP),
             due,
+            behind,
         )
         self.delete("scheduled", due)
 
@@ -192,7 +193,7 @@ class Tables:
         lost = self.keys("SELECT message FROM leased WHERE queue = ? AND until_ms <= ? ORDER BY until_ms, message", queue, now)
         self.execute(
             """
-            INSERT INTO ready SELECT message, leased.queue, priority, place, since_ms, deliveries, fence
+            INSERT INTO ready SELECT leased.queue, priority, message, since_ms, deliveries, fence
             FROM leased JOIN message ON message.key = message WHERE message IN (SELECT value FROM json_each(?))
             """,
             lost,
