@@ -253,7 +253,8 @@ def test_burst_processes_end_by_themselves(site: Site) -> None:
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_wrong_app_is_one_line_and_exit_code_2(tmp_path: Path, processes: int) -> None:
     """An App that does not exist: one line on standard error, no traceback, exit code 2."""
-    script = f"import sys; from crossdock import supervisor, WorkerOptions; sys.exit(supervisor.run('nowhere:app', WorkerOptions(), {processes}))"
+    script = "import sys; from crossdock import supervisor, WorkerOptions\n"
+    script += f"sys.exit(supervisor.run('nowhere:app', WorkerOptions(), {processes}))"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=DEADLINE, cwd=tmp_path, check=False
     )

@@ -31,6 +31,8 @@ class SystemClock:
 class VirtualClock:
     """A clock that stands still until `advance` is called. Use it in one event loop.
 
+    It counts in microseconds, so that several small steps reach exactly what one large step does.
+
     Args:
         start_ms: First value of `time_ms()`; the default is 2026-01-01T00:00:00Z.
     """
@@ -51,18 +53,19 @@ class VirtualClock:
 
     async def sleep(self, seconds: float) -> None:
         """Return when the clock was advanced by `seconds`."""
-        if seconds <= 0:
+        due = round(self._elapsed + seconds, 6)
+        if due <= self._elapsed:
             await asyncio.sleep(0)
             return
         future = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._sleepers, (self._elapsed + seconds, next(self._order), future))
+        heapq.heappush(self._sleepers, (due, next(self._order), future))
         await future
 
     def advance(self, seconds: float) -> None:
         """Move on by `seconds` and wake every sleeper whose time has come. They run at the next turn of the loop."""
         if seconds < 0:
             raise ValueError("a clock cannot go back")
-        self._elapsed = round(self._elapsed + seconds, 6)  # microseconds: several small steps reach what one large step does
+        self._elapsed = round(self._elapsed + seconds, 6)
         while self._sleepers and self._sleepers[0][0] <= self._elapsed:
             future = heapq.heappop(self._sleepers)[2]
             if not future.done():

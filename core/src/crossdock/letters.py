@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import traceback
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
 from typing import Any, Final
 
 import msgspec
@@ -22,6 +24,8 @@ MAX_FAILURES: Final = 20
 """Most failed attempts kept in an envelope: the first and the latest."""
 MAX_FAILURE_TEXT: Final = 200
 """Most characters kept of the text of an earlier failure, and of the name of an error's class."""
+
+_OURS: Final = Path(__file__).parent
 
 
 class Story(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -67,9 +71,17 @@ def _clean(text: str, limit: int) -> str:
 
 def _traceback(error: BaseException) -> str:
     try:
-        return _clean("".join(traceback.format_exception(error)), MAX_TRACEBACK)
+        return _clean("".join(traceback.format_exception(type(error), error, _without_ours(error.__traceback__))), MAX_TRACEBACK)
     except BaseException:
         return f"<the traceback of {error_type(error)} cannot be made>"
+
+
+def _without_ours(frames: TracebackType | None) -> TracebackType | None:
+    """Leave out crossdock's own frames before the first one that is not: they tell the reader nothing."""
+    start = frames
+    while start is not None and Path(start.tb_frame.f_code.co_filename).parent == _OURS:
+        start = start.tb_next
+    return start or frames
 
 
 def fingerprint(task: str, error: BaseException) -> str:
