@@ -39,11 +39,11 @@ CI_LIMIT = 18 * 60
 BUDGETS = {
     "versions": 5,
     "lint": 15,
-    "types": 120,
+    "types": 90,
     f"tests-{THIS_PYTHON}": 480,
     "docs": 90,
-    "demo": 100,
-    "package": 200,
+    "demo": 90,
+    "package": 150,
 }
 assert sum(BUDGETS.values()) < CI_LIMIT
 

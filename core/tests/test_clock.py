@@ -81,3 +81,16 @@ async def test_a_cancelled_sleeper_is_forgotten() -> None:
     assert clock.next_wakeup() == 2
     clock.advance(2)
     await later
+
+
+@pytest.mark.asyncio
+async def test_advancing_past_a_cancelled_sleeper_is_harmless() -> None:
+    """Its time comes, and nobody is there."""
+    clock = VirtualClock()
+    sleeper = asyncio.create_task(clock.sleep(1))
+    later = asyncio.create_task(clock.sleep(1))
+    await asyncio.sleep(0)
+    sleeper.cancel()
+    await asyncio.wait([sleeper])
+    clock.advance(1)
+    await later

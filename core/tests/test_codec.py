@@ -162,7 +162,7 @@ WRONG_FIELDS = [
     ("v", 0), ("v", -1), ("v", "1"), ("v", None), ("v", 1.5), ("v", True), ("v", [1]),
     ("task", ""), ("task", "x" * 256), ("task", 5), ("task", None), ("task", ["t"]),
     ("enqueued_ms", -1), ("enqueued_ms", "now"), ("enqueued_ms", 2**62), ("enqueued_ms", None),
-    ("attempt", 0), ("attempt", -5), ("attempt", 2**63), ("attempt", "1"),
+    ("attempt", 0), ("attempt", -5), ("attempt", 2**53 + 1), ("attempt", "1"),
     ("expires_ms", -1), ("expires_ms", 253_402_300_800_000),
     ("timeout", 0), ("timeout", -1.0), ("timeout", 1e11), ("timeout", "5"),
     ("retry", {"max_attempts": 0}), ("retry", {"kind": "random"}), ("retry", {"base": -1}), ("retry", {"give_up_after": -1}),
@@ -170,7 +170,7 @@ WRONG_FIELDS = [
     ("headers", {"a": 1}), ("headers", ["a"]), ("headers", None), ("headers", "a"),
     ("failures", [{}]), ("failures", {}), ("failures", [{"attempt": 2**63, "at_ms": 1, "error_type": "E"}]),
     ("failures", [{"attempt": 1, "at_ms": -1, "error_type": "E"}]),
-    ("unknown_since_ms", -1), ("replays", -1), ("replays", 2**63),
+    ("unknown_since_ms", -1), ("replays", -1), ("replays", 2**53 + 1),
 ]  # fmt: skip
 
 
@@ -419,6 +419,30 @@ def test_the_measures_agree_with_a_plain_walk(value: Any, ascii_only: bool, inde
         assert codec._measure_json(json.dumps(value, ensure_ascii=ascii_only, indent=indent).encode()) == model(value)
 
 
+FORMATS = {
+    "fixint": b"\x7f", "negative": b"\xe0", "nil": b"\xc0", "false": b"\xc2", "true": b"\xc3",
+    "bin8": b"\xc4\x02\x91\x91", "bin16": b"\xc5\x00\x02\x91\x91", "bin32": b"\xc6\x00\x00\x00\x02\x91\x91",
+    "ext8": b"\xc7\x02\x05\x91\x91", "ext16": b"\xc8\x00\x02\x05\x91\x91", "ext32": b"\xc9\x00\x00\x00\x02\x05\x91\x91",
+    "float32": b"\xca" + b"\x91" * 4, "float64": b"\xcb" + b"\x91" * 8,
+    "uint8": b"\xcc\x91", "uint16": b"\xcd" + b"\x91" * 2, "uint32": b"\xce" + b"\x91" * 4, "uint64": b"\xcf" + b"\x91" * 8,
+    "int8": b"\xd0\x91", "int16": b"\xd1" + b"\x91" * 2, "int32": b"\xd2" + b"\x91" * 4, "int64": b"\xd3" + b"\x91" * 8,
+    "fixext1": b"\xd4\x05\x91", "fixext2": b"\xd5\x05" + b"\x91" * 2, "fixext4": b"\xd6\x05" + b"\x91" * 4,
+    "fixext8": b"\xd7\x05" + b"\x91" * 8, "fixext16": b"\xd8\x05" + b"\x91" * 16,
+    "fixstr": b"\xa2\x91\x91", "str8": b"\xd9\x02\x91\x91", "str16": b"\xda\x00\x02\x91\x91", "str32": b"\xdb\x00\x00\x00\x02\x91\x91",
+}  # fmt: skip
+CONTAINERS = {
+    "fixarray": b"\x92", "array16": b"\xdc\x00\x02", "array32": b"\xdd\x00\x00\x00\x02",
+    "fixmap": b"\x81", "map16": b"\xde\x00\x01", "map32": b"\xdf\x00\x00\x00\x01",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("value", FORMATS.values(), ids=FORMATS.keys())
+@pytest.mark.parametrize("container", CONTAINERS.values(), ids=CONTAINERS.keys())
+def test_every_format_of_messagepack_is_measured(container: bytes, value: bytes) -> None:
+    """Whatever a value's bytes are, the next value begins behind them: none of the 0x91 in it counts as a list."""
+    assert codec._measure_msgpack(container + value + container + value + b"\x05", 10**9) == (2, 5)
+
+
 @given(VALUES, st.binary(max_size=40), st.integers(0, 300))
 def test_the_measures_survive_damage(value: Any, junk: bytes, at: int) -> None:
     """On any bytes the walk ends, with numbers or with Undecodable."""
@@ -483,11 +507,8 @@ def test_any_bytes_are_an_envelope_or_a_codec_error(body: bytes) -> None:
 @settings(max_examples=300)
 def test_any_fields_are_an_envelope_or_a_codec_error(fields: dict[str, Any]) -> None:
     """Known fields with arbitrary values never raise anything else, in either format."""
-    packed = {k: v for k, v in fields.items() if not isinstance(v, int) or -(2**63) <= v < 2**64}
-    retry = packed.get("retry")
-    if isinstance(retry, dict) and not -(2**63) <= retry.get("max_attempts", 0) < 2**64:
-        del packed["retry"]
-    decode_or_refuse(msgspec.msgpack.encode(packed))
+    with contextlib.suppress(OverflowError):  # what MessagePack cannot write it need not read
+        decode_or_refuse(msgspec.msgpack.encode(fields))
     decode_or_refuse(json.dumps(fields, ensure_ascii=False).encode("utf-8", "replace"))
 
 

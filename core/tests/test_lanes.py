@@ -184,6 +184,37 @@ def test_queues_at_their_own_limit_are_left_out() -> None:
     assert model.share_of_queue("a") == pytest.approx(75, abs=2)
 
 
+def test_an_idle_worker_takes_the_most_urgent_first() -> None:
+    """When nothing was waiting anywhere and messages come, the level counts, whatever the order of the queues."""
+    model = Model(weighted({"a": 1000, "b": 1}), {})
+    for _ in range(3):
+        assert not model.receive(1)
+    model.waiting["a", LOW] = model.waiting["a", NORMAL] = model.waiting["b", CRITICAL] = 1
+    assert [list(model.receive(1)) for _ in range(3)] == [[("b", CRITICAL)], [("a", NORMAL)], [("a", LOW)]]
+
+
+def test_what_one_queue_leaves_goes_to_the_heaviest_other() -> None:
+    """The rest of a receive is filled in the order of claims, not in the order of listing."""
+    model = Model(weighted({"low": 1, "default": 2, "critical": 6}), full(["low", "default"], LEVELS))
+    taken = model.receive(9)
+    assert sum(taken["default", level] for level in LEVELS) == 8
+    assert sum(taken["low", level] for level in LEVELS) == 1
+
+
+def test_what_a_receive_proves() -> None:
+    """Less than asked for: everything is empty now. Something from the second pass: all lanes before it are."""
+    lanes = weighted({"a": 2, "b": 1})
+    plan = lanes.plan(1)
+    lanes.record(1, plan, {})
+    assert not any(_shares(lanes).values())
+    assert [lane.quota for lane in lanes.plan(1)] == [1] * 8
+    lanes = weighted({"a": 1, "b": 1})
+    plan = [Lane("a", CRITICAL, 1), Lane("a", HIGH, 0), Lane("b", LOW, 1), Lane("b", NORMAL, 0), Lane("b", CRITICAL, 0)]
+    lanes.record(3, plan, {("b", LOW): 1, ("b", NORMAL): 2})
+    known = _shares(lanes)
+    assert [known[lane.queue, lane.priority] for lane in plan] == [False, False, False, True, True]
+
+
 # --- strict ---------------------------------------------------------------------------------------
 
 
@@ -216,7 +247,7 @@ def test_a_strict_queue_serves_its_levels_in_order(slots: int) -> None:
             while model.receive(slots):
                 pass
             model.waiting["q", LOW] = ENDLESS
-            model.waiting["q", HIGH] = 2
+            model.waiting["q", HIGH] = slots
         before = Counter(model.waiting)
         taken = model.receive(slots)
         assert taken.total() == slots

@@ -173,6 +173,15 @@ def test_types_arrive_as_annotated() -> None:
     assert {name: type(value) for name, value in arrived.items()} == {name: type(value) for name, value in given.items()}
 
 
+def test_anything_may_have_a_default() -> None:
+    """`object`, how careful people write "anything", too."""
+
+    def f(x: object = 5, *, y: dict[str, object] | None = None, z: Any = None) -> None: ...
+
+    assert call(f) == {}
+    assert call(f, [1], y={"a": None}, z="z") == {"x": [1], "y": {"a": None}, "z": "z"}
+
+
 def test_plain_values_are_converted() -> None:
     """A call may pass the plain form of a type; the handler gets the type."""
 

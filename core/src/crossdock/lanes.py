@@ -80,10 +80,9 @@ class Lanes:
         if self._strict:
             return
         planned = {lane.queue for lane in lanes}
-        _settle_up({self._queues[name]: sum(taken.get((name, level), 0) for level in LEVELS) for name in planned}, total == limit)
+        _settle_up({self._queues[name]: sum(taken.get((name, level), 0) for level in LEVELS) for name in planned})
         for name in planned:
-            counts = {share: taken.get((name, level), 0) for level, share in self._levels[name].items()}
-            _settle_up(counts, total == limit)
+            _settle_up({share: taken.get((name, level), 0) for level, share in self._levels[name].items()})
 
     def _plan_queue(self, name: str, queue: _Share, _: int) -> tuple[list[Lane], list[Lane]]:
         levels = self._levels[name]
@@ -152,13 +151,13 @@ def _share_out(slots: int, shares: Collection[_Share]) -> None:
         share.quota += 1
 
 
-def _settle_up(taken: Mapping[_Share, int], saturated: bool) -> None:
-    """Credit each active share with what it was due of all that was taken, less what it got; without scarcity nobody is owed anything."""
+def _settle_up(taken: Mapping[_Share, int]) -> None:
+    """Credit each active share with what it was due of all that was taken, less what it got; nobody is owed what was not there."""
     active = [share for share in taken if share.active]
     weights = sum(share.weight for share in active)
     total = sum(taken[share] for share in active)
     for share, got in taken.items():
-        if not saturated or not share.active:
+        if not share.active:
             share.credit = 0.0
             continue
         share.credit += total * share.weight / weights - got
