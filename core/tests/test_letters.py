@@ -370,25 +370,25 @@ BODIES = pytest.mark.parametrize("body", [msgspec.msgpack.encode(FIELDS), json.d
 
 @BODIES
 def test_a_revived_message_starts_again(body: bytes) -> None:
-    """Attempt 1, no history, a new generation; all else as it was, unknown fields too."""
-    message = revive(dead(body))
+    """Attempt 1, no history, a new generation, its age counted from now; all else as it was, unknown fields too."""
+    message = revive(dead(body), now_ms=NOW_MS - 1)
     envelope = codec.decode(message.body)
     assert (message.id, message.queue, message.priority, message.generation) == ("m-1", "money", Priority.HIGH, 5)
     assert (message.eta_ms, message.delay_ms) == (0, 0)
     assert (envelope.attempt, envelope.failures, envelope.unknown_since_ms, envelope.replays) == (1, [], 0, 1)
-    assert (envelope.expires_ms, envelope.headers) == (NOW_MS, {"a": "b"})
+    assert (envelope.expires_ms, envelope.enqueued_ms, envelope.headers) == (NOW_MS, NOW_MS - 1, {"a": "b"})
     assert codec.arguments(message.body) == {"order": "o-1", "cents": 5}
     assert codec.is_json(message.body) == codec.is_json(body)
     decoded = json.loads(message.body) if codec.is_json(body) else msgspec.msgpack.decode(message.body)
     assert decoded["new"] == [1, 2]
-    assert codec.decode(revive(msgspec.structs.replace(dead(body), message=message)).body).replays == 2
+    assert codec.decode(revive(msgspec.structs.replace(dead(body), message=message), now_ms=NOW_MS).body).replays == 2
 
 
 @BODIES
 def test_a_revived_message_with_changes(body: bytes) -> None:
     """Arguments are merged over its own; it may run from another queue, and later."""
     changed = {"cents": 7, "note": "é", "more": {"a": [1, None]}}
-    message = revive(dead(body), queue="repairs", arguments=changed, eta_ms=NOW_MS + 5)
+    message = revive(dead(body), now_ms=NOW_MS, queue="repairs", arguments=changed, eta_ms=NOW_MS + 5)
     assert (message.queue, message.eta_ms) == ("repairs", NOW_MS + 5)
     assert codec.arguments(message.body) == {"order": "o-1", **changed}
     assert codec.is_json(message.body) == codec.is_json(body)
@@ -396,32 +396,33 @@ def test_a_revived_message_with_changes(body: bytes) -> None:
 
 @BODIES
 def test_what_died_of_its_expiry_does_not_expire_again(body: bytes) -> None:
-    """Only then is the instant forgotten."""
-    assert codec.decode(revive(dead(body, Reason.EXPIRED)).body).expires_ms == 0
+    """Nor what would be expired by the time it is replayed."""
+    assert codec.decode(revive(dead(body, Reason.EXPIRED), now_ms=NOW_MS - 1).body).expires_ms == 0
+    assert codec.decode(revive(dead(body), now_ms=NOW_MS).body).expires_ms == 0
 
 
 @pytest.mark.parametrize("body", [b"", b"\xc1", b"{", b'{"v": 2, "task": {}}', random.Random(1).randbytes(100)])
 @pytest.mark.parametrize("reason", [Reason.UNDECODABLE, Reason.UNSUPPORTED_VERSION])
 def test_bytes_that_nobody_could_read_are_replayed_as_they_are(body: bytes, reason: Reason) -> None:
     """An upgraded worker may read them; but arguments cannot be changed in them."""
-    message = revive(dead(body, reason), queue="repairs")
+    message = revive(dead(body, reason), now_ms=NOW_MS, queue="repairs")
     assert (message.body, message.queue, message.generation) == (body, "repairs", 5)
     with pytest.raises(CodecError):
-        revive(dead(body, reason), arguments={"a": 1})
+        revive(dead(body, reason), now_ms=NOW_MS, arguments={"a": 1})
 
 
 @BODIES
 def test_changes_that_cannot_be_sent(body: bytes) -> None:
     """Values that no message can carry, and arguments beyond the limits, are refused."""
     with pytest.raises(InvalidArguments, match=r"the arguments of task 'shop.pay' cannot be sent"):
-        revive(dead(body), arguments={"cents": object()})
+        revive(dead(body), now_ms=NOW_MS, arguments={"cents": object()})
     with pytest.raises(CodecError, match="the limit is 1,048,576"):
-        revive(dead(body), arguments={"note": "x" * 1_048_576})
+        revive(dead(body), now_ms=NOW_MS, arguments={"note": "x" * 1_048_576})
 
 
 def test_arguments_that_are_no_map_cannot_be_changed() -> None:
     """They can be replayed, though: the task may accept them after a repair."""
     body = b'{"v": 1, "task": "t", "args": [1]}'
-    assert codec.decode(revive(dead(body)).body).replays == 1
+    assert codec.decode(revive(dead(body), now_ms=NOW_MS).body).replays == 1
     with pytest.raises(CodecError, match="no map of names to values"):
-        revive(dead(body), arguments={"a": 1})
+        revive(dead(body), now_ms=NOW_MS, arguments={"a": 1})

@@ -863,6 +863,29 @@ async def listed(file: Path) -> list[str]:
         return await ready(broker)
 
 
+@pytest.mark.asyncio
+async def test_brokers_of_one_process_keep_their_locks(tmp_path: Path) -> None:
+    """Opening and closing a second Broker takes no lock from the first, so another process does not think itself the last one."""
+    file = tmp_path / "a.db"
+    program = """
+        async def main():
+            broker = build()
+            await broker.open()
+            await broker.enqueue([message("theirs")])
+            await broker.close()
+        asyncio.run(main())
+    """
+    async with opened(file) as broker:
+        await broker.enqueue([message("ours")])
+        async with opened(file) as second:
+            await second.enqueue([message("second")])
+        with process(program, file) as child:
+            await asyncio.to_thread(outcome, child)
+        assert names(tmp_path) == ["a.db", "a.db-shm", "a.db-wal"]
+        assert await ready(broker) == ["ours", "second", "theirs"]
+    check_integrity(file)
+
+
 def test_fork(tmp_path: Path) -> None:
     """A forked child cannot use, and by using the file and ending does not harm, what it inherited; its own Broker works."""
     program = """

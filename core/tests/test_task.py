@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import functools
 import inspect
 import math
 import runpy
@@ -55,6 +56,31 @@ def test_a_task_is_its_function_too(app: App) -> None:
     assert (paid.__name__, paid.__doc__, paid.__module__) == ("pay", "Take the money.", __name__)
     assert inspect.signature(paid) == inspect.signature(pay)
     assert repr(paid) == f"<AsyncTask {__name__ + '.pay'!r} on queue 'default'>"
+
+
+@pytest.mark.asyncio
+async def test_an_async_function_below_a_plain_decorator_is_async(app: App) -> None:
+    """Such a wrapper is a plain function that returns a coroutine, which somebody has to await."""
+    ran: list[str] = []
+
+    def timed(function: Any) -> Any:
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return function(*args, **kwargs)
+
+        return wrapper
+
+    @app.task
+    @timed
+    async def job(name: str) -> None:
+        ran.append(name)
+
+    assert isinstance(job, AsyncTask)
+    async with app.testing() as t:
+        await job.enqueue("a")
+        await t.run_until_idle()
+        assert not t.dead_letters()
+    assert ran == ["a"]
 
 
 def test_settings_of_the_decorator(app: App) -> None:

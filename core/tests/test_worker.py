@@ -775,3 +775,47 @@ def test_bad_options_are_refused() -> None:
 
 
 def _nothing() -> None: ...
+
+
+@pytest.mark.asyncio
+async def test_a_coroutine_from_a_sync_handler_is_a_failure(url: str) -> None:
+    """A decorator that hides an `async def` makes a plain function whose coroutine nobody awaits: that must not count as success."""
+    app = App(url, retry=RetryPolicy.fixed(1))
+
+    async def hidden() -> None: ...
+
+    @app.task
+    def plain() -> Any:
+        return hidden()
+
+    await plain.enqueue()
+    await work_off(app)
+    _, (letter,) = await look(app)
+    assert letter.error_type == "TypeError"
+
+
+@pytest.mark.asyncio
+async def test_a_backend_that_raises_its_own_errors_at_settle_does_not_stop_the_worker(url: str) -> None:
+    """A foreign exception from `settle` is logged, the lease runs out, and other tasks go on being settled."""
+    app, done = App(url, queues=[Queue("default", lease=1.0)]), []
+
+    class Faulty(WrappedBroker):
+        faults = 1
+
+        async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Refusal]:
+            if Faulty.faults:
+                Faulty.faults -= 1
+                raise ZeroDivisionError("a bug in a backend")
+            return await super().settle(settlements)
+
+    wrap(app, Faulty)
+
+    @app.task
+    async def work() -> None:
+        done.append(current_context().delivery_count)
+
+    await work.enqueue()
+    async with working(app):
+        await until(lambda: done == [1, 2])
+    stats, _ = await look(app)
+    assert (stats.ready, stats.leased) == (0, 0)

@@ -203,9 +203,10 @@ async def replay(
         outcome.selected += len(batch)
         queue = batch[0].message.queue
         replays: list[Replay] = []
+        now_ms = SystemClock().time_ms()
         for letter in batch:
             try:
-                replays.append(Replay(letter.message.id, revive(letter, queue=to, arguments=changes or None)))
+                replays.append(Replay(letter.message.id, revive(letter, now_ms=now_ms, queue=to, arguments=changes or None)))
             except CodecError as error:
                 outcome.failed.append(Failed(letter.message.id, queue, f"its arguments cannot be changed: {error}"))
         refusals = await broker.replay(queue, replays)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import inspect
 import logging
 import random
 from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -37,7 +36,7 @@ from crossdock.producer import Producer, Producers, chunks, not_stored
 from crossdock.queues import Queue
 from crossdock.retry import RetryPolicy, check_policy
 from crossdock.spi import Broker, BrokerEvent, Clock, Connected, Message, Priority, Unblocked
-from crossdock.task import AsyncTask, Handle, Outgoing, SyncTask, Task, check_headers
+from crossdock.task import AsyncTask, Handle, Outgoing, SyncTask, Task, check_headers, is_async_function
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -171,7 +170,7 @@ class App:
             return functools.partial(
                 self.task, name=name, queue=queue, priority=priority, retry=retry, timeout=timeout, expires=expires
             )
-        kind = cast("type[Task[Any, Any]]", AsyncTask if inspect.iscoroutinefunction(function) else SyncTask)
+        kind = cast("type[Task[Any, Any]]", AsyncTask if is_async_function(function) else SyncTask)
         task = kind(self, function, name=name, queue=queue, priority=priority, retry=retry, timeout=timeout, expires=expires)
         taken = self._tasks.get(task.name)
         if taken is not None:

@@ -78,5 +78,5 @@ class Events:
         for observer in self._observers.get(event.name, ()):
             try:
                 observer(event)
-            except Exception:
+            except BaseException:
                 _log.exception("an observer of %s failed", event.name)

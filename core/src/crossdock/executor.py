@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -170,6 +171,9 @@ class Executor:
             running.set(execution)
             try:
                 result = execution.target.function(**execution.arguments)
+                if inspect.iscoroutine(result):  # an async function behind a decorator that hides it
+                    result.close()
+                    raise TypeError(f"task {execution.task!r} returned a coroutine that nobody awaits: decorate an async def")
             except BaseException as error:
                 give(execution, None, error)
             else:

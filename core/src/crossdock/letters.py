@@ -180,11 +180,19 @@ def read_story(letter: DeadLetter) -> Story:
         return Story()
 
 
-def revive(letter: DeadLetter, *, queue: str | None = None, arguments: Mapping[str, Any] | None = None, eta_ms: int = 0) -> Message:
-    """Make the message that brings a dead task back: attempt 1, no history, a new generation, not expired.
+def revive(
+    letter: DeadLetter,
+    *,
+    now_ms: int,
+    queue: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    eta_ms: int = 0,
+) -> Message:
+    """Make the message that brings a dead task back: attempt 1, no history, a new generation, not expired, its time to give up anew.
 
     Args:
         letter: The dead letter.
+        now_ms: When, in milliseconds since the Unix epoch.
         queue: Another queue to run it from; None = where it died.
         arguments: Arguments to change, merged over its own.
         eta_ms: Not before this instant; 0 = now.
@@ -202,8 +210,14 @@ def revive(letter: DeadLetter, *, queue: str | None = None, arguments: Mapping[s
         if arguments:
             raise
     else:
-        changes: dict[str, Any] = {"attempt": 1, "failures": [], "unknown_since_ms": 0, "replays": envelope.replays + 1}
-        if letter.reason is Reason.EXPIRED:
+        changes: dict[str, Any] = {
+            "attempt": 1,
+            "enqueued_ms": now_ms,
+            "failures": [],
+            "unknown_since_ms": 0,
+            "replays": envelope.replays + 1,
+        }
+        if letter.reason is Reason.EXPIRED or 0 < envelope.expires_ms <= now_ms:
             changes["expires_ms"] = 0
         if arguments:
             changes["args"] = {**codec.arguments(body), **arguments}

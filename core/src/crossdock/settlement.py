@@ -61,6 +61,9 @@ class Settler:
                     break
                 await self._clock.sleep(RETRY_PAUSE)
                 continue
+            except Exception:
+                _log.exception("the backend failed to settle %d tasks; they will be delivered again", len(batch))
+                break
             again: list[Settlement] = []
             refused = {refusal.index: refusal.error for refusal in refusals}
             for index, settlement in enumerate(batch):

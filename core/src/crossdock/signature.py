@@ -74,7 +74,6 @@ class Payload:
         try:
             for parameter in parameters:
                 hint = hints.get(parameter.name, Any)
-                hint = Any if hint is object else hint
                 if parameter.default is parameter.empty:
                     fields.append((parameter.name, hint))
                 else:

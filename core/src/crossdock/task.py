@@ -123,7 +123,7 @@ class Task(Generic[P, R]):
         self.retry = retry
         self.timeout = check_seconds("timeout", timeout, 0.001)
         self.expires = check_seconds("expires", expires, 0.001)
-        self.is_async = inspect.iscoroutinefunction(function)
+        self.is_async = is_async_function(function)
         self._payload: Payload | None = None
         self._registered = self
         self._options: Options = {}
@@ -217,6 +217,11 @@ class SyncTask(Task[P, R]):
         """Run the function here and return its result."""
         result: R = self.function(*args, **kwargs)
         return result
+
+
+def is_async_function(function: Callable[..., Any]) -> bool:
+    """Whether calling it gives a coroutine: an `async def`, also below plain decorators that use `functools.wraps`."""
+    return inspect.iscoroutinefunction(inspect.unwrap(function))
 
 
 def default_name(function: Callable[..., Any]) -> str:
