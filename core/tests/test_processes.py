@@ -261,3 +261,14 @@ def test_a_wrong_app_is_one_line_and_exit_code_2(tmp_path: Path, processes: int)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert "nowhere" in done.stderr
+
+
+def test_a_handler_that_swallows_its_cancellation_does_not_keep_the_process(site: Site) -> None:
+    """An async handler that ignores timeout and shutdown: SIGTERM still ends the process, with the task given back."""
+    site.enqueue("deaf", {"number": 1})
+    worker = site.start(grace=0.5)
+    site.until(lambda: site.count("start") == 1)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(DEADLINE) == 0
+    assert "1 handlers still run" in site.log()
+    assert (site.stats().ready, site.stats().leased) == (1, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -66,6 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: What follows `crossdock`; the default is the process's own.
     """
     _wants.debug = False
+    if sys.stdout is None:
+        error("cannot write to standard output: it is closed")
+        sys.exit(FAILED)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character is no reason to fail
@@ -81,6 +85,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except typer.Abort:
         note("interrupted")
         code = 1
+    except OSError as failure:
+        if failure.errno not in (errno.ENOSPC, errno.EIO, errno.EDQUOT):
+            code = _tell(failure)
+        else:
+            error(f"cannot write to standard output: {(failure.strerror or 'it failed').lower()}")
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = FAILED
     except Exception as failure:
         code = _tell(failure)
     sys.exit(code if isinstance(code, int) else 0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import sys
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -69,7 +71,8 @@ def enqueue(
     arguments = {**read_json_object("--args", args), **read_assignments("--arg", arg or [])}
     given = {"delay": delay, "eta": eta, "expires": expires, "priority": priority, "id": id, "queue": queue}
     options: Options = {name: value for name, value in given.items() if value is not None}  # type: ignore[assignment]
-    program = load_app(app)
+    with contextlib.redirect_stdout(sys.stderr):  # what the program prints when it is imported is no data of ours
+        program = load_app(app)
     outgoing = find_task(program, task).message_from_arguments(arguments, options)
     if not dry_run:
         program.enqueue_sync(outgoing)

@@ -11,6 +11,8 @@
 `await greet.enqueue("Ada")` stores a call; `crossdock worker run module:app` runs it.
 """
 
+import logging
+
 from crossdock.app import App
 from crossdock.context import Context, current_context
 from crossdock.errors import (
@@ -55,6 +57,9 @@ from crossdock.task import AsyncTask, Handle, Options, Outgoing, SyncTask, Task
 from crossdock.worker import Worker, WorkerOptions, WorkerReport
 
 __version__ = "0.1.0"
+
+# A library stays silent until the program configures logging; worker processes do (crossdock.logs).
+logging.getLogger("crossdock").addHandler(logging.NullHandler())
 
 __all__ = [
     # the program

@@ -24,6 +24,7 @@ from crossdock.errors import (
     EnqueueFailed,
     EnqueueManyError,
     EnqueueUnknown,
+    InvalidArguments,
     InvalidTask,
     MessageTooLarge,
     Undecodable,
@@ -211,10 +212,14 @@ class App:
             Their handles, in order.
 
         Raises:
+            InvalidArguments, MessageTooLarge: An item cannot be sent at all; it is named, and nothing was stored.
             EnqueueManyError: Some were not stored, or may not be; lists which. Chunks after a failed one are still tried.
             BrokerUnavailable: Nothing was attempted.
         """
         outgoing = list(messages)
+        for number, each in enumerate(outgoing):
+            if not isinstance(each, Outgoing):
+                raise InvalidArguments(f"item {number} is of type {type(each).__name__}: pass what task.message(...) returns")
         if self._enqueue_chain is not None:
             await self._store_each(outgoing, self._enqueue_chain)
         else:
@@ -389,7 +394,9 @@ class App:
             codec.check_limits(message.body, enqueued=True)
         except Undecodable as error:
             raise MessageTooLarge(
-                f"a call of {outgoing.task!r} is too large, {error}: store large data elsewhere and pass its address", message
+                f"message {outgoing.id}, a call of {outgoing.task!r}, is too large, {error}: "
+                "store large data elsewhere and pass its address",
+                message,
             ) from None
         return message
 

@@ -30,6 +30,7 @@ from crossdock import names
 from crossdock.errors import ConfigurationError
 from crossdock.queues import Queue
 from crossdock.retry import RetryPolicy
+from crossdock.spi import redact
 
 URL_VARIABLE: Final = "CROSSDOCK_URL"
 NAMESPACE_VARIABLE: Final = "CROSSDOCK_NAMESPACE"
@@ -53,6 +54,10 @@ class Settings(msgspec.Struct, frozen=True):
     queues: tuple[Queue, ...] = ()
     """Queues that somebody described; each name once."""
 
+    def __repr__(self) -> str:
+        url = None if self.url is None else redact(self.url)
+        return f"Settings(url={url!r}, namespace={self.namespace!r}, queues={self.queues!r})"
+
 
 def load_settings(
     *,
@@ -75,6 +80,8 @@ def load_settings(
         ConfigurationError: A file cannot be read, has an unknown key or a wrong value, or a name breaks its rule. The text names
             the file and the key.
     """
+    if url is not None and not isinstance(url, str):
+        raise ConfigurationError(f"a broker URL must be a text like sqlite:///shop.db, not {type(url).__name__}")
     from_file = _from_file(directory)
     by_name = {queue.name: queue for queue in from_file.queues}
     given: set[str] = set()

@@ -25,6 +25,8 @@ UNKNOWN_TASK_DELAY: Final = 10.0
 UNKNOWN_TASK_LIMIT_MS: Final = 24 * 3600 * 1000
 """How long unknown tasks are offered before they are dead-lettered."""
 
+_log = logging.getLogger("crossdock.worker")
+
 
 class Execution:
     """A delivery that is being executed; also the `Context` that its handler sees."""
@@ -123,6 +125,7 @@ class Judge:
         self._clock = clock
         self._rng = rng
         self._events = events
+        self._unknown_names: set[str] = set()  # those that the log has named
 
     def begin(self, delivery: Delivery) -> Execution | Settlement:
         """Decide whether a delivery runs; if not, return how it ends unrun."""
@@ -211,15 +214,22 @@ class Judge:
         try:
             return policy.next_delay(envelope.attempt, error, age, self._rng)
         except BaseException:
-            logging.getLogger("crossdock.worker").exception(
-                "the retry function of task %r failed; using the default", envelope.task
-            )
+            _log.exception("the retry function of task %r failed; using the default", envelope.task)
             return self._default_retry.next_delay(envelope.attempt, error, age, self._rng)
 
     def _retry(self, delivery: Delivery, envelope: Envelope, error: BaseException, delay: float) -> Settlement:
         latest = letters.failure(envelope, error, self._clock.time_ms(), self._worker)
         history = letters.add_failure(envelope.failures, latest)
         body = codec.revise(delivery.message.body, attempt=envelope.attempt + 1, failures=history, unknown_since_ms=0)
+        _log.info(
+            "task %r %s failed in attempt %d, again in %.3g s: %s: %s",
+            envelope.task,
+            delivery.message.id,
+            envelope.attempt,
+            delay,
+            latest.error_type,
+            latest.text,
+        )
         self._publish("task_retried", delivery, envelope, detail=latest.error_type, seconds=delay)
         return Nack(delivery, delay, _next_generation(delivery.message, body))
 
@@ -229,6 +239,11 @@ class Judge:
         if now - since >= UNKNOWN_TASK_LIMIT_MS:
             text = f"no worker of this queue has had a task {envelope.task!r} for {UNKNOWN_TASK_LIMIT_MS // 3_600_000} hours"
             return self._dead(delivery, envelope, Reason.UNKNOWN_TASK, UnknownTask(text))
+        if envelope.task not in self._unknown_names:
+            self._unknown_names.add(envelope.task)
+            _log.warning(
+                "this worker has no task %r; such messages are offered again every %g s", envelope.task, UNKNOWN_TASK_DELAY
+            )
         body = codec.revise(delivery.message.body, unknown_since_ms=since)
         self._publish("task_retried", delivery, envelope, detail="unknown_task", seconds=UNKNOWN_TASK_DELAY)
         return Nack(delivery, UNKNOWN_TASK_DELAY, _next_generation(delivery.message, body))
@@ -261,6 +276,8 @@ class Judge:
             worker=self._worker,
             delivery_count=delivery.delivery_count,
         )
+        why = text or ("" if error is None else letters.error_text(error, letters.MAX_FAILURE_TEXT))
+        _log.warning("task %r %s is dead-lettered, %s: %s", letter.task, delivery.message.id, reason.value, why)
         self._publish("task_dead_lettered", delivery, envelope, detail=reason.value)
         return Dead(delivery, letter)
 

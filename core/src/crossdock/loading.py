@@ -50,7 +50,9 @@ def _import_module(name: str) -> ModuleType:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise AppNotFound(f"there is no module {error.name!r} in {folder} or on sys.path: {_FORM}") from error
         raise _raised(name, folder, error) from error
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise _raised(name, folder, error) from error
 
 

@@ -71,16 +71,11 @@ def _run_one(reference: str, options: WorkerOptions, *, supervised: bool = False
     # What is loaded by now lives as long as the process: the collector need not look at it again and again.
     gc.collect()
     gc.freeze()
-    still_running = asyncio.run(_work(Worker(app, options), supervised=supervised))
-    app.close_sync()
-    if still_running:
-        _log.warning("%d handlers still run; the process ends without them", still_running)
-        logging.shutdown()
-        os._exit(SUCCESS)
+    asyncio.run(_work(Worker(app, options), supervised=supervised))
     return SUCCESS
 
 
-async def _work(worker: Worker, *, supervised: bool) -> int:
+async def _work(worker: Worker, *, supervised: bool) -> None:
     loop = asyncio.get_running_loop()
 
     def stop(why: str) -> None:
@@ -111,7 +106,12 @@ async def _work(worker: Worker, *, supervised: bool) -> int:
         report.returned,
         report.leases_lost,
     )
-    return report.still_running
+    worker.app.close_sync()
+    if report.still_running:
+        # asyncio.run would wait for them, a thread could not even be told: neither has ended when it was asked to.
+        _log.warning("%d handlers still run; the process ends without them", report.still_running)
+        logging.shutdown()
+        os._exit(SUCCESS)
 
 
 class _Supervisor:

@@ -6,6 +6,7 @@ Environment: HISTORY (folder), CROSSDOCK_URL, LEASE (seconds), KILL_AT (`receive
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -80,3 +81,12 @@ def stubborn(number: int) -> None:
     """Run in a thread that nobody can stop."""
     note("start", number, 0, 0)
     time.sleep(3600)
+
+
+@app.task(name="deaf")
+async def deaf(number: int) -> None:
+    """Ignore every cancellation."""
+    note("start", number, 0, 0)
+    while True:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(3600)

@@ -474,6 +474,11 @@ class _Queue:
                 f"the memory broker takes at most {MAX_BODY}.",
                 message,
             )
+        if int(message.priority) not in LEVELS:
+            return EnqueueFailed(
+                f"Message {message.id!r} for queue {self.spec.name!r} has the priority {int(message.priority)}, which is no level.",
+                message,
+            )
         if held is not None:
             return EnqueueFailed(
                 f"Queue {self.spec.name!r} still holds message {message.id!r} at generation {held.message.generation}, "

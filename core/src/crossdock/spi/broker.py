@@ -96,7 +96,7 @@ class Broker(ABC):
         Refusals:
             QueueFull: The queue has `max_ready` READY messages. SCHEDULED ones are accepted, and become READY beyond the limit.
             MessageTooLarge: The body is larger than `capabilities.max_body`.
-            EnqueueFailed: Certainly not stored.
+            EnqueueFailed: Certainly not stored; so too where the priority is none of `LEVELS`.
             EnqueueUnknown: Perhaps stored: it was written, and no answer came.
         """
 

@@ -7,6 +7,8 @@ from typing import Final, Protocol
 
 import msgspec
 
+from crossdock.spi.redaction import redact
+
 API_VERSION: Final = 1
 """Version of this interface. A plugin states the one it was written for; another one is refused at load."""
 
@@ -80,6 +82,9 @@ class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Called in the Broker's loop; returns quickly and does not raise."""
     options: Mapping[str, str] = {}
     """The URL's query, decoded. A backend refuses an option it does not know with `ConfigurationError`."""
+
+    def __repr__(self) -> str:
+        return f"BrokerSettings(url={redact(self.url)!r}, namespace={self.namespace!r})"
 
 
 class BackendPlugin(msgspec.Struct, frozen=True, kw_only=True):

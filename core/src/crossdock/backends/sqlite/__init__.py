@@ -1,7 +1,8 @@
 """The SQLite broker: one file on a local disk, shared by any number of processes of one host. The embedded default.
 
 From the outside in: `broker` is the asynchronous face, `engine` the one thread that writes and commits in groups, `store` all the SQL,
-`database` the connection and its errors, `schema` the tables, `location` what may lie at the end of a URL.
+`database` the connection and its errors, `process` what connections of one process owe each other, `schema` the tables, `location`
+what may lie at the end of a URL. Why it is so: `docs/adr/0003-sqlite-layout.md`.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ SQLite's own rules that matter here: one connection of all processes writes at a
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import random
 import sqlite3
@@ -53,11 +52,10 @@ class Database:
 
     def __init__(self, where: Location, pause: Callable[[float], object]) -> None:
         self.path = where.path
+        self._log = f"{where.path}-wal"
         self._where = where
         self._pause = pause
-        self._abandoned = False
-        self.asleep = False
-        """Closed for a fork; `wake` opens it again."""
+        self.closed = True
         self._dice = random.Random(f"{os.getpid()} {id(self)}")
         schema.check_library()
         with process.opening:
@@ -86,20 +84,16 @@ class Database:
         except BaseException:
             self._connection.close()
             raise
+        self.closed = False
         process.opened(self._identity[0])
 
     def _refuse_foreign(self) -> None:
-        def journal_is_there() -> bool:
-            return Path(f"{self.path}-journal").exists()
-
+        journal = Path(f"{self.path}-journal")
         waited = 0.0
-        while (what := schema.is_foreign(self.path)) is not None:
-            # It may be another process just now making the store; while it does, there is a journal.
-            if waited >= PATIENCE or not journal_is_there():
-                if (what := schema.is_foreign(self.path)) is None:
-                    return
-                raise ConfigurationError(f"The SQLite file {str(self.path)!r} is {what}; name another file in the URL.")
-            waited += self._rest()
+        while schema.is_foreign(self.path) and journal.exists() and waited < PATIENCE:
+            waited += self._rest()  # another process is just making the store
+        if (what := schema.is_foreign(self.path)) is not None:
+            raise ConfigurationError(f"The SQLite file {str(self.path)!r} is {what}; name another file in the URL.")
 
     def _configure(self, where: Location) -> None:
         mode = self.execute("PRAGMA journal_mode = WAL").fetchone()[0]
@@ -108,7 +102,6 @@ class Database:
         self.execute(f"PRAGMA synchronous = {'FULL' if where.durability == 'full' else 'NORMAL'}")
         self.execute("PRAGMA fullfsync = ON")  # macOS: otherwise its fsync stops at the disk's own cache
         self.execute("PRAGMA journal_size_limit = 16777216")
-        self.execute("PRAGMA cache_size = -8000")
         self.execute("SELECT count(*) FROM store")  # a first read makes the -wal and -shm files
 
     # --- statements ---
@@ -140,32 +133,23 @@ class Database:
 
     def changed(self) -> bool:
         """Whether another connection has committed since the last call, or this is the first. Raises `sqlite3.Error`."""
-        version = int(self.execute("PRAGMA data_version").fetchone()[0])
-        changed = version != self._seen_version
+        version = self._connection.execute("PRAGMA data_version").fetchone()[0]
+        changed: bool = version != self._seen_version
         self._seen_version = version
         return changed
 
     def close(self) -> None:
-        """Close it. The last one to do so in any process folds the log into the file."""
-        if self._abandoned or self.asleep:
-            return
-        if self._identify() in (self._identity, (self._identity[0], None)):
+        """Close it, if it is open. The last one to do so in any process folds the log into the file."""
+        if not self.closed:
             self._connection.close()
+            self.closed = True
             process.closed(self._identity[0])
-        else:
-            self.abandon()
-
-    def fall_asleep(self) -> None:
-        """Close it for a fork."""
-        self.close()
-        self.asleep = not self._abandoned
 
     def wake(self) -> None:
-        """Open it again after a fork, if it is asleep and the file is still there. Raises what `Database` raises."""
-        if self.asleep and self.fate() is Fate.INTACT:
+        """Open it again if it was closed for a fork. Raises what `Database` raises."""
+        if self.closed:
             with process.opening:
                 self._connect()
-            self.asleep = False
 
     def _rest(self) -> float:
         seconds = self._dice.uniform(*_PAUSE)
@@ -177,31 +161,27 @@ class Database:
     def fate(self) -> Fate:
         """Look whether the path still leads to the files that are open. Costs a few microseconds."""
         now = self._identify()
-        if now == self._identity or (self.asleep and now[0] == self._identity[0]):
+        if now == self._identity or (self.closed and now[0] == self._identity[0]):
             return Fate.INTACT
         return Fate.REPLACED if now[0] != self._identity[0] else Fate.WITHOUT_LOG
 
     def _identify(self) -> tuple[FileId | None, FileId | None]:
-        return _file_id(self.path), _file_id(f"{self.path}-wal")
+        return _file_id(self.path), _file_id(self._log)
 
     def abandon(self) -> None:
-        """Leave a file that was removed or replaced, so that a new one can be opened under its name.
+        """Close a file that was removed or replaced, so that a new one can be opened under its name.
 
-        The old one, should it live on under another name, gets what is in its log. Its connection is never closed: closing would
-        delete -wal and -shm files by their names, which may be the new file's by now.
+        The old one, should it live on under another name, gets what is in its log. What lies beside the new one but belongs to the
+        old one is removed, because SQLite would read it as the new one's. (It does not do that itself where the file has moved.)
         """
-        if self._abandoned:
-            return
-        self._abandoned = True
-        if self.asleep:
+        if self.closed:
             return
         with contextlib.suppress(sqlite3.Error):
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
-        # What lies there of the old file would be read as belonging to the new one.
-        if self._identity[1] is not None and _file_id(f"{self.path}-wal") == self._identity[1]:
+        if self._identity[1] is not None and _file_id(self._log) == self._identity[1]:
             for suffix in _SIDE_FILES:
                 Path(f"{self.path}{suffix}").unlink(missing_ok=True)
+        self.close()
 
     # --- errors ---
 

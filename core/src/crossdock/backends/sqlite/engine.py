@@ -112,7 +112,6 @@ class Engine:
 
     def _main(self) -> None:
         try:
-            # No object but this frame holds the store: a forked child, which has no such thread, cannot close what it inherited.
             store = self._open_store(self._stopping.wait)
         except CrossdockError as error:
             self._in_loop(_fail, self._opened, error)

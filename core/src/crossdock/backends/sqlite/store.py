@@ -55,7 +55,7 @@ class Store:
 
     def fall_asleep(self) -> None:
         """Close the file for a fork; `wake` opens it again."""
-        self.database.fall_asleep()
+        self.database.close()
 
     def wake(self) -> None:
         """Open the file again after a fork, if that is needed. Raises what `Database` raises."""

@@ -14,7 +14,7 @@ import msgspec
 
 from crossdock.backends.sqlite.database import Database
 from crossdock.errors import EnqueueFailed, MessageTooLarge
-from crossdock.spi import Clock, Message, QueueSpec
+from crossdock.spi import LEVELS, Clock, Message, QueueSpec
 
 MAX_BODY: Final = 16 * 1024 * 1024
 STEP: Final = 5_000
@@ -241,6 +241,10 @@ def objection(message: Message, held: int | None) -> EnqueueFailed | None:
         return MessageTooLarge(
             f"Message {message.id!r} for {where} has a body of {len(message.body)} bytes; the SQLite broker takes at most {MAX_BODY}.",
             message,
+        )
+    if int(message.priority) not in LEVELS:
+        return EnqueueFailed(
+            f"Message {message.id!r} for {where} has the priority {int(message.priority)}, which is no level.", message
         )
     if max(message.eta_ms, message.delay_ms, message.generation) > _MAX_INTEGER:
         return EnqueueFailed(f"Message {message.id!r} for {where} has an eta, a delay or a generation beyond all use.", message)
