@@ -272,3 +272,13 @@ def test_a_handler_that_swallows_its_cancellation_does_not_keep_the_process(site
     assert worker.wait(DEADLINE) == 0
     assert "1 handlers still run" in site.log()
     assert (site.stats().ready, site.stats().leased) == (1, 0)
+
+
+def test_sync_handlers_may_enqueue_and_the_worker_still_ends_well(site: Site) -> None:
+    """The sync twins' connection, opened by a handler, is closed with the worker; the exit code is 0."""
+    site.enqueue("relay", *({"number": number} for number in range(20)))
+    worker = site.start()
+    site.until(lambda: site.count("end") == 20)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(DEADLINE) == 0
+    assert not (site.folder / "tasks.db-wal").exists(), "the last connection was closed"

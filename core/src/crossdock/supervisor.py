@@ -106,7 +106,7 @@ async def _work(worker: Worker, *, supervised: bool) -> None:
         report.returned,
         report.leases_lost,
     )
-    worker.app.close_sync()
+    await asyncio.to_thread(worker.app.close_sync)  # sync handlers may have used the sync twins
     if report.still_running:
         # asyncio.run would wait for them, a thread could not even be told: neither has ended when it was asked to.
         _log.warning("%d handlers still run; the process ends without them", report.still_running)

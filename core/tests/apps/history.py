@@ -90,3 +90,9 @@ async def deaf(number: int) -> None:
     while True:
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.sleep(3600)
+
+
+@app.task(name="relay")
+def relay(number: int) -> None:
+    """Enqueue from a sync handler."""
+    work.enqueue_sync(number)
