@@ -20,7 +20,7 @@ from crossdock.backends.sqlite.location import Location
 from crossdock.backends.sqlite.process import FileId
 from crossdock.errors import BrokerUnavailable, ConfigurationError
 
-PATIENCE: Final = 5.0
+PATIENCE: Final = 15.0
 """Seconds to wait while other processes write."""
 _PAUSE: Final = (0.0002, 0.002)
 """Seconds between attempts, drawn at random so that several who wait do not march in step."""
