@@ -12,7 +12,7 @@ import pytest
 from crossdock import App, Handle, Queue, RetryPolicy
 from crossdock.backends import memory
 from crossdock.clock import VirtualClock
-from crossdock.errors import ConfigurationError, InvalidName, UnknownBackend
+from crossdock.errors import ConfigurationError, InvalidArguments, InvalidName, UnknownBackend
 from crossdock.events import Event
 from crossdock.spi import Connected, Disconnected
 
@@ -326,3 +326,22 @@ def test_a_fork_in_the_middle_of_a_running_loop(tmp_path: Path) -> None:
     ran = run(tmp_path, ASYNC_PROGRAM)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout == "12\n"
+
+
+@pytest.mark.asyncio
+async def test_what_is_no_message_is_named_and_nothing_is_stored() -> None:
+    """`enqueue_many` says which item is not from `task.message(...)`."""
+    app = App("memory://never-opened")
+    with pytest.raises(InvalidArguments, match="item 0 is of type int"):
+        await app.enqueue_many([1])  # type: ignore[list-item]
+
+
+def test_settings_show_no_password() -> None:
+    """The settings' repr, as it lands in logs and assertions, hides what the URL hides."""
+    assert "canary" not in repr(App("amqp://user:canary@host").settings)
+
+
+def test_a_url_that_is_no_text_is_refused() -> None:
+    """At once, where it was given."""
+    with pytest.raises(ConfigurationError, match="not int"):
+        App(5)  # type: ignore[arg-type]

@@ -448,7 +448,7 @@ async def test_what_is_too_large_is_refused_before_anything_is_sent(site: Site, 
     """Alone and among others, by size, depth and number of values: what a worker would not read is never sent."""
     with pytest.raises(MessageTooLarge, match=said) as caught:
         await site.job.options(id="big").enqueue(data)
-    assert "a call of 'job' is too large" in str(caught.value)
+    assert "a call of 'job', is too large" in str(caught.value)
     assert caught.value.message is not None
     assert caught.value.message.id == "big"
     with pytest.raises(MessageTooLarge):

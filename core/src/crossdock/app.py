@@ -217,9 +217,9 @@ class App:
             BrokerUnavailable: Nothing was attempted.
         """
         outgoing = list(messages)
-        for number, each in enumerate(outgoing):
-            if not isinstance(each, Outgoing):
-                raise InvalidArguments(f"item {number} is of type {type(each).__name__}: pass what task.message(...) returns")
+        for number, item in enumerate(cast("list[object]", outgoing)):
+            if not isinstance(item, Outgoing):
+                raise InvalidArguments(f"item {number} is of type {type(item).__name__}: pass what task.message(...) returns")
         if self._enqueue_chain is not None:
             await self._store_each(outgoing, self._enqueue_chain)
         else:

@@ -80,8 +80,7 @@ def load_settings(
         ConfigurationError: A file cannot be read, has an unknown key or a wrong value, or a name breaks its rule. The text names
             the file and the key.
     """
-    if url is not None and not isinstance(url, str):
-        raise ConfigurationError(f"a broker URL must be a text like sqlite:///shop.db, not {type(url).__name__}")
+    _check_url(url)
     from_file = _from_file(directory)
     by_name = {queue.name: queue for queue in from_file.queues}
     given: set[str] = set()
@@ -95,6 +94,11 @@ def load_settings(
         namespace=names.check_namespace(namespace or environ.get(NAMESPACE_VARIABLE) or from_file.namespace),
         queues=tuple(by_name.values()),
     )
+
+
+def _check_url(url: object) -> None:
+    if url is not None and not isinstance(url, str):
+        raise ConfigurationError(f"a broker URL must be a text like sqlite:///shop.db, not {type(url).__name__}")
 
 
 def require_url(settings: Settings) -> str:
