@@ -24,10 +24,10 @@ from crossdock.spi import BrokerEvent, Clock, Connected, Disconnected, StateLost
 
 _SHORTEST: Final = 0.001
 """Seconds between two questions of a waiting receive, right after something happened."""
-_LONGEST: Final = 0.015
+_LONGEST: Final = 0.006
 """Seconds between them when nothing has happened for a long time."""
 _LONGER: Final = 0.000_01
-"""Seconds by which they move apart at each question: 1 ms for a tenth of a second, 4 ms after one of silence, 15 ms after ten."""
+"""Seconds by which they move apart at each question: 1 ms for a tenth of a second, 4 ms after one of silence, 6 ms after two."""
 _QUESTIONS_PER_CHECK: Final = 16
 """How often, compared with these, to check that the file and the event loop are still there."""
 _NAP: Final = 60.0
