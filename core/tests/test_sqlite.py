@@ -739,6 +739,21 @@ async def test_one_command_spoils_no_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
+async def test_late_settlement_said_twice(tmp_path: Path) -> None:
+    """A settlement that comes after its lease, and twice in one batch, is done once."""
+    clock = VirtualClock()
+    async with opened(tmp_path / "a.db", clock) as broker:
+        await broker.enqueue([message("a"), message("b")])
+        a, b = await take(broker)
+        clock.advance(31)
+        assert (await broker.stats())[0].ready == 2
+        assert not await broker.settle([Nack(a, 5.0), Nack(a, 5.0), Ack(b), Ack(b)])
+        stats = (await broker.stats())[0]
+        assert (stats.ready, stats.scheduled, stats.leased) == (0, 1, 0)
+    check_integrity(tmp_path / "a.db")
+
+
+@pytest.mark.asyncio
 async def test_names_are_data(tmp_path: Path) -> None:
     """No name or id ever becomes SQL."""
     evil = "'; DROP TABLE message; --\" % _ ?"

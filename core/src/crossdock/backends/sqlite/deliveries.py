@@ -148,13 +148,14 @@ class Deliveries:
 
         A lease that expired is lost only when somebody takes the message: until then its late holder gets it back.
         """
-        by_fence: defaultdict[int, list[int]] = defaultdict(list)
+        by_fence: defaultdict[int, set[int]] = defaultdict(set)
         for delivery in deliveries:
             receipt = _receipt(delivery)
             if receipt.fence >> 40 == self._mark:
-                by_fence[receipt.fence].append(receipt.key)
+                by_fence[receipt.fence].add(receipt.key)
         held: set[Receipt] = set()
-        for fence, keys in by_fence.items():
+        for fence, unordered in by_fence.items():
+            keys = sorted(unordered)
             found = self._leased(fence, keys)
             if len(found) < len(keys):
                 self._lease_again(fence, as_json(keys))
