@@ -22,6 +22,8 @@ from crossdock.spi import Priority, QueueStats
 from crossdock.task import Outgoing
 
 APP = Path(__file__).parent / "apps" / "history.py"
+WITHOUT_UVLOOP = Path(__file__).parent / "apps" / "without_uvloop"
+"""A folder that hides uvloop from a Python that is told to look there first."""
 LEASE = 2.0
 SWEEP = 0.5
 DEADLINE = 45.0
@@ -38,8 +40,9 @@ class Line(NamedTuple):
 class Site:
     """A folder with a SQLite file, worker processes and their histories."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, loop: str = "asyncio") -> None:
         self.folder = folder
+        self.loop = loop
         self.url = f"sqlite:///{folder}/tasks.db"
         self.processes: list[subprocess.Popen[bytes]] = []
 
@@ -68,6 +71,7 @@ class Site:
             "HISTORY": str(self.folder),
             "LEASE": str(LEASE),
             "KILL_AT": kill_at,
+            "PYTHONPATH": str(WITHOUT_UVLOOP) if self.loop == "asyncio" else "",
         }
         log = (self.folder / "log").open("ab")
         process = subprocess.Popen(
@@ -84,7 +88,8 @@ class Site:
         """All lines of all processes in true order: CLOCK_MONOTONIC is one for all processes of a host."""
         lines = []
         for file in self.folder.glob("*.history"):
-            for text in file.read_text().splitlines():
+            *complete, _ = file.read_text().split("\n")  # what comes after the last line end is still being written
+            for text in complete:
                 at, event, *fields = text.split()
                 lines.append(Line(int(at) / 1e9, event, tuple(fields)))
         return sorted(lines)
@@ -122,10 +127,10 @@ class Site:
         return [int(pid) for pid in Path(f"/proc/{supervisor.pid}/task/{supervisor.pid}/children").read_text().split()]
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    """A fresh site; whatever still runs at the end is killed."""
-    with _clean(Site(tmp_path)) as site:
+@pytest.fixture(params=["asyncio", "uvloop"])
+def site(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Site]:
+    """A fresh site, for each event loop; whatever still runs at the end is killed."""
+    with _clean(Site(tmp_path, request.param)) as site:
         yield site
 
 
@@ -140,6 +145,14 @@ def _clean(site: Site) -> Iterator[Site]:
                 if process.poll() is None or pid in family:
                     os.kill(pid, signal.SIGKILL)
             process.wait()
+
+
+def test_uvloop_is_used_where_it_is_installed(site: Site) -> None:
+    """Both loops of a worker are uvloop's if that can be imported, and asyncio's if not."""
+    site.enqueue("loops", {})
+    assert site.start(burst=True).wait(DEADLINE) == 0
+    (line,) = (line for line in site.history() if line.event == "loops")
+    assert {name.split(".")[0] for name in line.fields} == {site.loop}
 
 
 @pytest.mark.parametrize("phase", ["received", "running", "finished"])

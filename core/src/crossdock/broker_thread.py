@@ -1,4 +1,4 @@
-"""BrokerThread: the half of a worker that lives with the broker, in a thread and an event loop of its own.
+"""BrokerThread: the half of a worker that lives with the broker, in a thread and an event loop of its own, of the worker's kind.
 
 Handlers run in the worker's loop and may block it for as long as they like: leases and heartbeats are kept here. A batch crosses the
 border by one call each way.
@@ -119,7 +119,7 @@ class BrokerThread:
 
     def _run(self) -> None:
         try:
-            with asyncio.Runner() as runner:
+            with asyncio.Runner(loop_factory=type(self._home)) as runner:
                 self._loop = runner.get_loop()
                 runner.run(self._main())
         except BaseException as error:

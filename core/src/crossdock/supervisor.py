@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -71,8 +72,18 @@ def _run_one(reference: str, options: WorkerOptions, *, supervised: bool = False
     # What is loaded by now lives as long as the process: the collector need not look at it again and again.
     gc.collect()
     gc.freeze()
-    asyncio.run(_work(Worker(app, options), supervised=supervised))
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_work(Worker(app, options), supervised=supervised))
     return SUCCESS
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's where it is installed (the extra `uvloop`), else asyncio's own."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
 
 
 async def _work(worker: Worker, *, supervised: bool) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import time
@@ -96,3 +97,10 @@ async def deaf(number: int) -> None:
 def relay(number: int) -> None:
     """Enqueue from a sync handler."""
     work.enqueue_sync(number)
+
+
+@app.task(name="loops")
+async def loops() -> None:
+    """Note where the two event loops of this worker come from."""
+    kinds = {type(thing) for thing in gc.get_objects() if isinstance(thing, asyncio.AbstractEventLoop) and thing.is_running()}
+    note("loops", *(kind.__module__ for kind in kinds))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Sequence
+from enum import Enum
+from queue import SimpleQueue
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from crossdock.backends.sqlite.store import Store
@@ -63,6 +65,16 @@ class Receive(Command[Sequence[Delivery]]):
         self.deadline = deadline
         self.look_at_ms = -math.inf
         """When to look again even if nobody has written; in milliseconds since the Unix epoch."""
+
+
+class Note(Enum):
+    """What the thread is told beside commands."""
+
+    WRITTEN = "somebody is writing to the file"
+    END = "there will be no more"
+
+
+Inbox = SimpleQueue[Command[Any] | Note]
 
 
 class Answer(NamedTuple):

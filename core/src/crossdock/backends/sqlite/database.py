@@ -52,7 +52,8 @@ class Database:
 
     def __init__(self, where: Location, pause: Callable[[float], object]) -> None:
         self.path = where.path
-        self._log = f"{where.path}-wal"
+        self.log = f"{where.path}-wal"
+        """The write-ahead log: every commit is written to it first."""
         self._where = where
         self._pause = pause
         self.closed = True
@@ -166,7 +167,7 @@ class Database:
         return Fate.REPLACED if now[0] != self._identity[0] else Fate.WITHOUT_LOG
 
     def _identify(self) -> tuple[FileId | None, FileId | None]:
-        return _file_id(self.path), _file_id(self._log)
+        return _file_id(self.path), _file_id(self.log)
 
     def abandon(self) -> None:
         """Close a file that was removed or replaced, so that a new one can be opened under its name.
@@ -178,7 +179,7 @@ class Database:
             return
         with contextlib.suppress(sqlite3.Error):
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
-        if self._identity[1] is not None and _file_id(self._log) == self._identity[1]:
+        if self._identity[1] is not None and _file_id(self.log) == self._identity[1]:
             for suffix in _SIDE_FILES:
                 Path(f"{self.path}{suffix}").unlink(missing_ok=True)
         self.close()

@@ -105,32 +105,38 @@ class Deliveries:
             return []
         fence = self._new_fence()
         taken: list[Delivery] = []
-        leases: list[tuple[int, ...]] = []
         for by_quota in (True, False):
             for lane in open_lanes:
                 queue = queues[lane.queue]
                 wanted = min(lane.quota, limit - len(taken)) if by_quota else limit - len(taken)
-                rows = self._take(queue, lane, wanted) if wanted > 0 else []
-                leases += [(row[0], queue.id, now + queue.lease_ms, fence, row[5], row[4] + 1) for row in rows]
+                rows = self._take(queue, lane, wanted, fence, now) if wanted > 0 else []
                 taken += _deliveries(queue, lane, rows, fence, started)
-        tables.insert("leased", leases)
         return taken
 
-    def _take(self, queue: Queue, lane: Lane, count: int) -> list[tuple[Any, ...]]:
-        """Take up to `count` messages from the front of a lane."""
+    def _take(self, queue: Queue, lane: Lane, count: int, fence: int, now: int) -> list[tuple[Any, ...]]:
+        """Lease up to `count` messages from the front of a lane."""
+        where = (queue.id, int(lane.priority))
         rows = self._tables.execute(
             """
-            SELECT message, id, generation, body, deliveries, since_ms FROM ready CROSS JOIN message ON message.key = message
+            SELECT message, id, generation, body, deliveries FROM ready CROSS JOIN message ON message.key = message
             WHERE ready.queue = ? AND ready.priority = ? ORDER BY message LIMIT ?
             """,
-            queue.id,
-            int(lane.priority),
+            *where,
             count,
         ).fetchall()
         if rows:
+            last = rows[-1][0]
             self._tables.execute(
-                "DELETE FROM ready WHERE queue = ? AND priority = ? AND message <= ?", queue.id, int(lane.priority), rows[-1][0]
+                """
+                INSERT INTO leased SELECT message, queue, ?, ?, since_ms, deliveries + 1 FROM ready
+                WHERE queue = ? AND priority = ? AND message <= ?
+                """,
+                now + queue.lease_ms,
+                fence,
+                *where,
+                last,
             )
+            self._tables.execute("DELETE FROM ready WHERE queue = ? AND priority = ? AND message <= ?", *where, last)
         return rows
 
     def _new_fence(self) -> int:
@@ -336,7 +342,7 @@ def _deliveries(queue: Queue, lane: Lane, rows: Iterable[tuple[Any, ...]], fence
         Delivery(
             Message(id, queue.name, lane.priority, body, generation=generation), deliveries + 1, lease_until, Receipt(fence, key)
         )
-        for key, id, generation, body, deliveries, _ in rows
+        for key, id, generation, body, deliveries in rows
     ]
 
 

@@ -4,37 +4,39 @@ Whatever is in the inbox is run in one transaction and answered together; while 
 gathers. If that transaction fails, each command is tried alone, so that one that cannot be done spoils nothing for the others.
 
 A receive that finds nothing stays here. It joins every transaction, and without one it looks again, taking no lock, when another
-connection has committed (SQLite counts that; asking costs microseconds, so it is asked every few milliseconds) and when something
-falls due. The pauses are real, whatever clock is in use; what is due is judged by the clock.
+connection has committed and when something falls due. SQLite counts commits; the count is asked for every millisecond after something
+happened, and hardly ever once nothing has for a while and the system promises to say when somebody writes. The pauses are real,
+whatever clock is in use; what is due is judged by the clock.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sqlite3
 from collections.abc import Callable, Sequence
-from queue import Empty, SimpleQueue
+from queue import Empty
 from typing import Any, Final
 
-from crossdock.backends.sqlite.command import Answer, Command, Loss, Receive, give_back
+from crossdock.backends.sqlite.command import Answer, Command, Inbox, Loss, Note, Receive, give_back
 from crossdock.backends.sqlite.database import Fate, is_full
 from crossdock.backends.sqlite.store import Store
+from crossdock.backends.sqlite.watch import Watch
 from crossdock.errors import BrokerClosed, BrokerUnavailable, CrossdockError
 from crossdock.spi import BrokerEvent, Clock, Connected, Disconnected, StateLost
 
 _SHORTEST: Final = 0.001
 """Seconds between two questions of a waiting receive, right after something happened."""
+_QUIET: Final = 100
+"""Questions without an answer after which nothing is expected any more."""
 _LONGEST: Final = 0.006
-"""Seconds between them when nothing has happened for a long time."""
-_LONGER: Final = 0.000_01
-"""Seconds by which they move apart at each question: 1 ms for a tenth of a second, 4 ms after one of silence, 6 ms after two."""
+"""Seconds between them from then on, where the system does not say that somebody writes."""
+_WATCHED: Final = 0.05
+"""Seconds between them from then on, where it does."""
 _QUESTIONS_PER_CHECK: Final = 16
-"""How often, compared with these, to check that the file and the event loop are still there."""
+"""How often, until then, to check also that the file and the event loop are still there; from then on at each question."""
 _NAP: Final = 60.0
 """Seconds between checks of the event loop when no receive waits."""
-
-Inbox = SimpleQueue[Command[Any] | None]
-"""Commands to do; None = there will be no more."""
 
 
 class Desk:
@@ -46,6 +48,7 @@ class Desk:
         clock: For deadlines and due times.
         answer: Takes answers to where somebody waits for them; returns whether anybody can still be there.
         tell: Takes events there.
+        watch: Puts `Note.WRITTEN` into the inbox.
     """
 
     def __init__(
@@ -55,12 +58,15 @@ class Desk:
         clock: Clock,
         answer: Callable[[Sequence[Answer]], bool],
         tell: Callable[[BrokerEvent], None],
+        watch: Watch,
     ) -> None:
         self._store = store
         self._inbox = inbox
         self._clock = clock
         self._answer = answer
         self._tell = tell
+        self._watch = watch
+        self._watched = False
         self._waiting: list[Receive] = []
         self._questions = 0  # in a row, with nothing happening
         self._fate = Fate.INTACT
@@ -81,14 +87,14 @@ class Desk:
             with self._store.in_use:
                 return self._do(commands)
         except Exception as error:  # a fault of ours, but nobody shall wait for ever because of it
-            failed = [command for command in commands if command is not None]
+            failed = [command for command in commands if isinstance(command, Command)]
             self._answer([self._failed(command, error, perhaps=True) for command in {*failed, *self._waiting}])
             self._waiting = []
-            return None not in commands
+            return Note.END not in commands
 
-    def _do(self, commands: Sequence[Command[Any] | None]) -> bool:
+    def _do(self, commands: Sequence[Command[Any] | Note]) -> bool:
         """Do what was collected, and what receives wait for; returns whether to go on."""
-        group = [command for command in commands if command is not None and not isinstance(command, Receive)]
+        group = [command for command in commands if isinstance(command, Command) and not isinstance(command, Receive)]
         self._waiting += [command for command in commands if isinstance(command, Receive)]
         self._waiting = [receive for receive in self._waiting if not receive.unwanted]
         answers = self._transact([*group, *(self._waiting if group else self._worth_trying())])
@@ -98,30 +104,54 @@ class Desk:
                 if isinstance(command, Receive) and value:
                     self._transact([give_back(value)])
             return False
-        return None not in commands
+        return Note.END not in commands
 
-    def _collect(self) -> list[Command[Any] | None]:
+    def _collect(self) -> list[Command[Any] | Note]:
         """Wait for commands and return all there are; or return none, if it is time for a waiting receive to look again."""
         while True:
-            pause = min(max(_SHORTEST, self._questions * _LONGER), _LONGEST) if self._waiting else _NAP
             try:
-                commands = [self._inbox.get(timeout=pause)]
+                first = self._inbox.get(timeout=self._pause())
             except Empty:
                 self._questions += 1
-                if (not self._waiting or self._questions % _QUESTIONS_PER_CHECK == 0) and not self._answer(()):
-                    return [None]
-                with self._store.in_use:
-                    if self._something_happened():
-                        return []
-                continue
-            self._questions = 0
+            else:
+                self._questions = 0
+                if first is not Note.WRITTEN:
+                    return self._all_from(first)
+                self._watched = False
+            if self._time_to_check() and not self._answer(()):
+                return [Note.END]
+            with self._store.in_use:
+                if self._something_happened():
+                    return []
+
+    def _all_from(self, first: Command[Any] | Note) -> list[Command[Any] | Note]:
+        found = [first]
+        with contextlib.suppress(Empty):
             while True:
-                try:
-                    commands.append(self._inbox.get_nowait())
-                except Empty:
-                    return commands
+                found.append(self._inbox.get_nowait())
+        if Note.WRITTEN in found:
+            self._watched = False
+        return found
 
     # --- waiting receives ---
+
+    def _pause(self) -> float:
+        """Seconds until a waiting receive has to ask again."""
+        if not self._waiting:
+            return _NAP
+        longest = _SHORTEST
+        if self._watched:
+            longest = _WATCHED
+        elif self._questions >= _QUIET:
+            self._watched = self._watch.arm()  # somebody may just have written, so ask once more before relying on it
+            longest = _SHORTEST if self._watched else _LONGEST
+        next_ms = min(receive.look_at_ms for receive in self._waiting)
+        deadline = min(receive.deadline for receive in self._waiting)
+        nearest = min((next_ms - self._clock.time_ms()) / 1000, deadline - self._clock.monotonic())
+        return max(_SHORTEST, min(longest, nearest))
+
+    def _time_to_check(self) -> bool:
+        return not self._waiting or self._questions > _QUIET or self._questions % _QUESTIONS_PER_CHECK == 0
 
     def _something_happened(self) -> bool:
         """Ask whether a waiting receive has a reason to look again. This is what an idle worker does all day."""
@@ -129,7 +159,7 @@ class Desk:
         for receive in self._waiting:
             if receive.look_at_ms <= ms or receive.deadline <= seconds:
                 return True
-        if self._questions % _QUESTIONS_PER_CHECK == 0:
+        if self._time_to_check():
             if not self._file_is_there():
                 self._look_at_once()
                 return True

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import TypeVar
 
-from crossdock.backends.sqlite.command import Answer, Command, Loss, Receive, give_back
-from crossdock.backends.sqlite.desk import Desk, Inbox
+from crossdock.backends.sqlite.command import Answer, Command, Inbox, Loss, Note, Receive, give_back
+from crossdock.backends.sqlite.desk import Desk
 from crossdock.backends.sqlite.store import Store
+from crossdock.backends.sqlite.watch import Watch
 from crossdock.errors import BrokerClosed, BrokerUnavailable, CrossdockError
 from crossdock.spi import BrokerEvent, Clock, Delivery, Lane
 
@@ -86,7 +87,7 @@ class Engine:
                 flushed.exception()  # whatever it was, it is no matter now
         finally:
             self._stopping.set()
-            self._inbox.put(None)
+            self._inbox.put(Note.END)
         await asyncio.shield(self._ended)
         self._thread.join()
 
@@ -121,7 +122,10 @@ class Engine:
             self._in_loop(_fail, self._opened, unavailable)
         else:
             self._in_loop(_finish, self._opened)
-            Desk(store, self._inbox, self._clock, self._answer, self._tell).work()
+            watch = Watch(store.database.log, self._loop, lambda: self._inbox.put(Note.WRITTEN))
+            Desk(store, self._inbox, self._clock, self._answer, self._tell, watch).work()
+            if not self._in_loop(watch.close):
+                watch.close()
         self._in_loop(_finish, self._ended)
 
     def _answer(self, answers: Sequence[Answer]) -> bool:
