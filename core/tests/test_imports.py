@@ -13,6 +13,8 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 CORE_NEEDS = {"msgspec", "pluggy"}
+CORE_MAY_USE = {("crossdock.supervisor", "uvloop")}
+"""Extras, each in the one module that does without it, too."""
 """The third-party packages that core may import."""
 
 PUBLIC = {
@@ -159,9 +161,14 @@ def core_names_no_backend(sources: Sources) -> list[str]:
 
 
 def core_needs_little(sources: Sources) -> list[str]:
-    """Core imports the standard library, itself and `CORE_NEEDS`."""
+    """Core imports the standard library, itself and `CORE_NEEDS`, and an extra only where `CORE_MAY_USE` says."""
     free = {*sys.stdlib_module_names, *CORE_NEEDS, "crossdock"}
-    return [str(found) for found in all_imports(sources) if is_in(found.importer, "crossdock") and found.top_level not in free]
+    return [
+        str(found)
+        for found in all_imports(sources)
+        if is_in(found.importer, "crossdock") and found.top_level not in free
+        if (found.importer, found.top_level) not in CORE_MAY_USE
+    ]
 
 
 def others_use_public_names(sources: Sources) -> list[str]:
@@ -347,7 +354,7 @@ def test_core_that_names_a_backend_is_found(source: str) -> None:
     assert breaches(core_names_no_backend, crossdock__testing=source) == []
 
 
-@pytest.mark.parametrize("source", ["import redis", "from google.protobuf import message", "def f():\n  import typer"])
+@pytest.mark.parametrize("source", ["import redis", "from google.protobuf import message", "def f():\n  import typer", "import uvloop"])
 def test_new_dependency_of_core_is_found(source: str) -> None:
     """Core has no third-party import that its users did not agree to."""
     assert len(breaches(core_needs_little, crossdock__app=source)) == 1
