@@ -354,7 +354,9 @@ def test_core_that_names_a_backend_is_found(source: str) -> None:
     assert breaches(core_names_no_backend, crossdock__testing=source) == []
 
 
-@pytest.mark.parametrize("source", ["import redis", "from google.protobuf import message", "def f():\n  import typer", "import uvloop"])
+@pytest.mark.parametrize(
+    "source", ["import redis", "from google.protobuf import message", "def f():\n  import typer", "import uvloop"]
+)
 def test_new_dependency_of_core_is_found(source: str) -> None:
     """Core has no third-party import that its users did not agree to."""
     assert len(breaches(core_needs_little, crossdock__app=source)) == 1
