@@ -13,9 +13,9 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 CORE_NEEDS = {"msgspec", "pluggy"}
+"""The third-party packages that core may import."""
 CORE_MAY_USE = {("crossdock.supervisor", "uvloop")}
 """Extras, each in the one module that does without it, too."""
-"""The third-party packages that core may import."""
 
 PUBLIC = {
     # for programs, and for their tests
@@ -266,16 +266,16 @@ RULES = (
 
 @pytest.fixture(scope="module")
 def repository() -> Sources:
-    """Every module of core and of the command line."""
-    core, cli = sources_below(REPOSITORY / "core/src"), sources_below(REPOSITORY / "cli/src")
-    assert {"crossdock", "crossdock.spi", "crossdock.errors"} <= set(core)
-    assert {"crossdock_cli", "crossdock_cli.main"} <= set(cli)
-    return core | cli
+    """Every module of every distribution."""
+    places = [file.parent / "src" for file in REPOSITORY.glob("*/pyproject.toml")]
+    sources = {name: module for place in places for name, module in sources_below(place).items()}
+    assert {"crossdock", "crossdock.spi", "crossdock_cli.main", "crossdock_conformance.lab"} <= set(sources)
+    return sources
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_rule_is_kept(repository: Sources, rule: Callable[[Sources], list[str]]) -> None:
-    """Every rule about imports, clocks and chance holds for every module of core and of the command line."""
+    """Every rule about imports, clocks and chance holds for every module of every distribution."""
     assert rule(repository) == []
 
 

@@ -256,6 +256,13 @@ def test_a_distribution_without_metadata(install: Install, tmp_path: Path) -> No
         load_backend("fake")
 
 
+@pytest.fixture
+def no_other_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are really installed are in another group."""
+    monkeypatch.setattr(plugins, "PLUGINS", "crossdock.plugins-of-a-test")
+
+
+@pytest.mark.usefixtures("no_other_plugins")
 def test_command_plugins_add_commands(install: Install) -> None:
     """The hook is called with the command line's application."""
     install(f"{HEAD}@hookimpl\ndef crossdock_register_commands(cli):\n    cli.append('mine')\n", ("x",), group=plugins.PLUGINS)
@@ -264,6 +271,7 @@ def test_command_plugins_add_commands(install: Install) -> None:
     assert cli == ["mine"]
 
 
+@pytest.mark.usefixtures("no_other_plugins")
 def test_bad_command_plugins_are_left_out_by_name(install: Install) -> None:
     """They never break the command line; each gives one sentence."""
     install("import no_such_thing", ("a",), distribution="one", group=plugins.PLUGINS)

@@ -1,6 +1,6 @@
 """What is special about the SQLite backend: its file, its neighbours in other processes, its disk and its thread.
 
-What it shares with every backend is in `contract/`.
+What it shares with every backend is in the conformance suite.
 """
 
 # pyright: reportPrivateUsage=false
@@ -1211,6 +1211,17 @@ async def test_file_removed(tmp_path: Path) -> None:
         assert await ready(other) == await ready(broker) == ["m"]
     assert names(tmp_path) == ["a.db"]
     assert await listed(file) == ["m"]
+
+
+@pytest.mark.asyncio
+async def test_erased_settings_stay_erased(tmp_path: Path) -> None:
+    """What was erased is not declared again when a new file takes the place of a removed one."""
+    file = tmp_path / "a.db"
+    async with opened(file) as broker:
+        await broker.declare([QueueSpec("q", max_ready=0), QueueSpec("other", max_ready=0)])
+        await broker.erase(["q"])
+        remove_all(tmp_path)
+        assert errors(await broker.enqueue([message("a"), message("b", queue="other")])) == {1: QueueFull}
 
 
 @pytest.mark.parametrize("last_act", ["enqueue", "close"])

@@ -55,6 +55,7 @@ def options(
 
 class _Wants:
     debug = False
+    plugins = False  # they have been looked for
 
 
 _wants = _Wants()
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character is no reason to fail
     code: object
     try:
-        _add_plugins()
+        _add_plugins(sys.argv[1:] if arguments is None else arguments)
         code = cli(arguments, prog_name="crossdock", standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -126,8 +127,13 @@ def _tell_usage(failure: Any) -> int:
     return int(failure.exit_code)
 
 
-def _add_plugins() -> None:
-    # The group's name stands here too, because importing the registry for nothing would double the time to show help.
+def _add_plugins(arguments: Sequence[str]) -> None:
+    """Add the commands of plugins, once, and only where they may be wanted: finding them doubles the time to start."""
+    first = next((argument for argument in arguments if not argument.startswith("-")), "")
+    if _wants.plugins or first in {group.name for group in cli.registered_groups}:
+        return
+    _wants.plugins = True
+    # The group's name stands here too, because importing the registry for nothing costs as much.
     if entry_points(group="crossdock.plugins"):
         from crossdock.plugins import load_command_plugins
 

@@ -70,6 +70,8 @@ from crossdock.spi import (
 
 MAX_BODY: Final = 16 * 1024 * 1024
 _MAX_PAGE: Final = 1000
+_FOREVER: Final = 1e15
+"""Seconds: the longest delay of a give-back or retry, so that infinity has a due time, too."""
 _URL: Final = re.compile(r"memory://([A-Za-z0-9][A-Za-z0-9_-]{0,62})?")
 
 _AT_REST: Final = frozenset({State.READY, State.SCHEDULED, State.DEAD})
@@ -172,7 +174,7 @@ class MemoryBroker(Broker):
         with store.lock:
             now = self._moment()
             for spec in queues:
-                store.queue(self._namespace, spec.name, now).spec = spec
+                store.queue(self._namespace, spec.name, now).declare(spec)
 
     # --- messages in ---
 
@@ -293,7 +295,7 @@ class MemoryBroker(Broker):
         self, queue: str, state: State, *, ids: Sequence[str] = (), after: Cursor | None = None, limit: int = 100
     ) -> Page:
         store = await self._enter()
-        place = _place(after, state) if after is not None else None
+        place = _place(after, queue, state) if after is not None else None
         with store.lock:
             shown = store.look(self._namespace, queue, self._moment())
             if ids:
@@ -351,6 +353,12 @@ class MemoryBroker(Broker):
                 purged.drop(stored)
             return len(doomed)
 
+    async def erase(self, queues: Sequence[str]) -> None:
+        """Make queues disappear, with all that is in them; see `crossdock.spi.SupportsErase`."""
+        store = await self._enter()
+        with store.lock:
+            store.erase(self._namespace, queues)
+
 
 class _Moment(NamedTuple):
     """One reading of the clock, for a whole batch."""
@@ -368,8 +376,18 @@ class _Store:
         self.lock = threading.Lock()
         self._queues: dict[tuple[str, str], _Queue] = {}
 
+    def erase(self, namespace: str, names: Iterable[str]) -> None:
+        """Forget queues. A receive that waits for one looks again, and so waits for the one that comes after it."""
+        for name in names:
+            queue = self._queues.pop((namespace, name), None)
+            if queue is not None:
+                for stored in list(queue.stored.values()):
+                    queue.drop(stored)
+                for nap in queue.naps:
+                    nap.interrupt()
+
     def queue(self, namespace: str, name: str, now: _Moment) -> _Queue:
-        """The queue as it stands now; made if it does not exist."""
+        """The queue as it stands now; made if it does not exist, and not `named` until it is used for more than to wait for it."""
         queue = self._queues.get((namespace, name))
         if queue is None:
             queue = self._queues[namespace, name] = _Queue(name)
@@ -384,7 +402,7 @@ class _Store:
         return queue
 
     def names(self, namespace: str) -> list[str]:
-        return sorted(name for space, name in self._queues if space == namespace)
+        return sorted(name for (space, name), queue in self._queues.items() if space == namespace and queue.named)
 
 
 class _Stored:
@@ -427,6 +445,7 @@ class _Queue:
 
     def __init__(self, name: str) -> None:
         self.spec = QueueSpec(name)
+        self.named = False  # it was declared, or held a message
         self.stored: dict[str, _Stored] = {}
         self.ready: dict[Priority, _Order[int]] = {level: _Order(State.READY) for level in LEVELS}
         self.scheduled: _Order[tuple[float, int]] = _Order(State.SCHEDULED)
@@ -466,6 +485,10 @@ class _Queue:
 
     # --- in ---
 
+    def declare(self, spec: QueueSpec) -> None:
+        """Change its settings."""
+        self.spec, self.named = spec, True
+
     def objection(self, message: Message, held: _Stored | None) -> EnqueueFailed | None:
         """Why this message cannot be stored in this queue, where `held` (older) bears the same id."""
         if len(message.body) > MAX_BODY:
@@ -500,6 +523,7 @@ class _Queue:
         """Make a message SCHEDULED or READY, behind the others of its level, as never delivered before."""
         stored = _Stored(message, next(self._places), now.ms)
         self.stored[message.id] = stored
+        self.named = True
         self._wait_until(_due_ms(message, now), stored, now)
 
     def _wait_until(self, due_ms: int, stored: _Stored, now: _Moment) -> None:
@@ -556,7 +580,7 @@ class _Queue:
                 else:
                     stored.message, stored.delivery_count = replacement, 0
                     stored.place, stored.ready_ms = next(self._places), now.ms
-                self._wait_until(now.ms + round(delay * 1000), stored, now)
+                self._wait_until(now.ms + round(min(delay, _FOREVER) * 1000), stored, now)
             case Dead(letter=letter):
                 stored.message, stored.letter = letter.message, letter
                 self.dead.add((letter.died_ms, letter.message.id, stored.place), stored)
@@ -612,7 +636,7 @@ class _Queue:
         shown = found[:limit]
         return Page(
             [stored.entry() for _, stored in shown],
-            _cursor(state, shown[-1][0]) if len(found) > limit else None,
+            _cursor(self.spec.name, state, shown[-1][0]) if len(found) > limit else None,
         )
 
     def stats(self, now: _Moment) -> QueueStats:
@@ -702,23 +726,28 @@ _Place = tuple[int, Any]
 
 
 _CURSORS: Final[dict[State, Any]] = {
-    State.READY: tuple[Literal["ready"], int, int],
-    State.SCHEDULED: tuple[Literal["scheduled"], int, tuple[float, int]],
-    State.LEASED: tuple[Literal["leased"], int, tuple[float, int]],
-    State.DEAD: tuple[Literal["dead"], int, tuple[int, str, int]],
+    State.READY: tuple[str, Literal["ready"], int, int],
+    State.SCHEDULED: tuple[str, Literal["scheduled"], int, tuple[float, int]],
+    State.LEASED: tuple[str, Literal["leased"], int, tuple[float, int]],
+    State.DEAD: tuple[str, Literal["dead"], int, tuple[int, str, int]],
 }
-"""What is in the cursor of a listing: the state and a place."""
+"""What is in the cursor of a listing: the queue, the state and a place."""
 
 
-def _cursor(state: State, place: _Place) -> Cursor:
-    return Cursor(msgspec.json.encode((state.value, *place)).hex())
+def _cursor(queue: str, state: State, place: _Place) -> Cursor:
+    return Cursor(msgspec.json.encode((queue, state.value, *place)).hex())
 
 
-def _place(cursor: Cursor, state: State) -> _Place:
+def _place(cursor: Cursor, queue: str, state: State) -> _Place:
+    wrong = ConfigurationError(
+        f"This is no cursor of a listing of {state.value} messages in queue {queue!r}; start again without one."
+    )
     try:
-        _, order, key = msgspec.json.decode(bytes.fromhex(cursor), type=_CURSORS[state])
+        listed, _, order, key = msgspec.json.decode(bytes.fromhex(cursor), type=_CURSORS[state])
     except (ValueError, msgspec.DecodeError) as error:
-        raise ConfigurationError(f"This is no cursor of a listing of {state.value} messages; start again without one.") from error
+        raise wrong from error
+    if listed != queue:
+        raise wrong
     return order, key
 
 

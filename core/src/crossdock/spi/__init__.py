@@ -7,7 +7,7 @@ Start at `Broker` (the twelve verbs), then `values` (what they take and return),
 `BackendPlugin` (how it is found).
 """
 
-from crossdock.spi.broker import Broker
+from crossdock.spi.broker import Broker, SupportsErase
 from crossdock.spi.capabilities import Ability, Capabilities, Support, Survives
 from crossdock.spi.hooks import hookimpl
 from crossdock.spi.redaction import redact
@@ -82,6 +82,7 @@ __all__ = [
     "State",
     "StateLost",
     "Support",
+    "SupportsErase",
     "Survives",
     "Unblocked",
     "hookimpl",

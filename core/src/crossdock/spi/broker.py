@@ -31,6 +31,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 from crossdock.spi.capabilities import Capabilities
 from crossdock.spi.values import (
@@ -96,7 +97,8 @@ class Broker(ABC):
         Refusals:
             QueueFull: The queue has `max_ready` READY messages. SCHEDULED ones are accepted, and become READY beyond the limit.
             MessageTooLarge: The body is larger than `capabilities.max_body`.
-            EnqueueFailed: Certainly not stored; so too where the priority is none of `LEVELS`.
+            EnqueueFailed: Certainly not stored; so too where the priority is none of `LEVELS`, or the due time is farther away than
+                `capabilities.delay_longest`.
             EnqueueUnknown: Perhaps stored: it was written, and no answer came.
         """
 
@@ -144,8 +146,8 @@ class Broker(ABC):
         message then comes back as a delivery with a higher count.
 
         Refusals:
-            LeaseLost: Somebody else has, or had, the message since; nothing was changed. A lease that expired and was not taken
-                over may be accepted: nobody else has the message.
+            LeaseLost: Somebody else has, or had, the message since, or this delivery was settled otherwise; nothing was changed. A
+                lease that expired and was not taken over may be accepted: nobody else has the message.
             SettleUnknown: Written, and no answer came; settle it again.
         """
 
@@ -212,4 +214,19 @@ class Broker(ABC):
 
         Raises:
             UnsupportedCapability: The state is not in `capabilities.purgeable`.
+        """
+
+
+@runtime_checkable
+class SupportsErase(Protocol):
+    """A Broker that can also make queues disappear. Optional, and found by `isinstance`: for tests, and for tenants that leave."""
+
+    async def erase(self, queues: Sequence[str]) -> None:
+        """Delete queues of the namespace: every message in whatever state, every letter, all that was declared and counted.
+
+        Deliveries of theirs are lost, as if their leases were over. A queue that does not exist is no error. What is enqueued or
+        declared meanwhile, by anybody, may bring a queue back.
+
+        Raises:
+            BrokerClosed, BrokerUnavailable: Nothing was attempted.
         """

@@ -149,7 +149,8 @@ class Nack(msgspec.Struct, frozen=True, gc=False):
 
     delivery: Delivery
     delay: float = 0.0
-    """Not before this many seconds from now, by the broker's clock; 0 = at once. The message's own eta is past and forgotten."""
+    """Not before this many seconds from now, by the broker's clock; 0 = at once. The message's own eta is past and forgotten.
+    What is longer than `Capabilities.delay_longest` counts as that."""
     replacement: Message | None = None
     """Same id and queue, a higher generation; its `eta_ms` and `delay_ms` are 0: `delay` rules."""
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -13,7 +15,7 @@ from crossdock.backends.sqlite.command import Loss
 from crossdock.backends.sqlite.database import Database
 from crossdock.backends.sqlite.engine import Engine
 from crossdock.backends.sqlite.store import Store
-from crossdock.backends.sqlite.tables import MAX_BODY, STEP
+from crossdock.backends.sqlite.tables import LONGEST_DELAY, MAX_BODY, STEP
 from crossdock.errors import BrokerClosed, EnqueueFailed, EnqueueUnknown, SettleUnknown, UnsupportedCapability
 from crossdock.spi import (
     Ability,
@@ -51,7 +53,7 @@ _FULL: Final = Capabilities(
     delay=_NATIVE,
     delay_resolution=0.001,
     delay_lateness=_SWEEP,
-    delay_longest=1e15,
+    delay_longest=LONGEST_DELAY,
     deduplication=_NATIVE,
     deduplication_window=0.0,
     listable=frozenset(State),
@@ -83,15 +85,23 @@ class SqliteBroker(Broker):
         self._settings = settings
         self._location = location.parse(settings.url, settings.options)
         self._engine: Engine | None = None
+        self._opening: asyncio.Future[None] | None = None
 
     # --- life ---
 
     async def open(self) -> None:
+        while self._opening is not None:
+            await asyncio.wait([self._opening])
         if self._engine is None:
-            engine = Engine(self._open_store, self._settings.clock, self._settings.report)
-            await engine.start()
-            self.capabilities = _FULL if self._location.durability == "full" else _RELAXED
-            self._engine = engine
+            self._opening = asyncio.get_running_loop().create_future()
+            try:
+                engine = Engine(self._open_store, self._settings.clock, self._settings.report)
+                await engine.start()
+                self.capabilities = _FULL if self._location.durability == "full" else _RELAXED
+                self._engine = engine
+            finally:
+                self._opening.set_result(None)
+                self._opening = None
 
     async def close(self) -> None:
         engine, self._engine = self._engine, None
@@ -164,6 +174,13 @@ class SqliteBroker(Broker):
             purged += step
             if step < STEP:
                 return purged
+
+    async def erase(self, queues: Sequence[str]) -> None:
+        """Make queues disappear, with all that is in them; see `crossdock.spi.SupportsErase`."""
+        engine = self._running()
+        for queue in queues:
+            while await engine.call(partial(Store.erase, queue=queue)):
+                pass
 
 
 def _not_stored(messages: Sequence[Message], loss: Loss) -> list[Refusal]:

@@ -63,10 +63,7 @@ class Deliveries:
 
     def look(self, lanes: Sequence[Lane]) -> tuple[bool, int | None]:
         """Whether a receive might find something now; and when, by the clock, something will be due."""
-        names = {lane.queue for lane in lanes}
-        queues = self._tables.known(names)
-        if len(queues) < len(names):  # they come into being with the first receive
-            return True, None
+        lanes, queues = self._there(lanes)
         found, next_ms = self._tables.database.execute(
             """
             SELECT
@@ -91,7 +88,7 @@ class Deliveries:
         tables = self._tables
         started = tables.clock.monotonic()
         now = tables.clock.time_ms()
-        queues = tables.used({lane.queue for lane in lanes})
+        lanes, queues = self._there(lanes)
         tables.catch_up(queues.values(), now)
         nonempty = tables.execute(
             """
@@ -112,6 +109,11 @@ class Deliveries:
                 rows = self._take(queue, lane, wanted, fence, now) if wanted > 0 else []
                 taken += _deliveries(queue, lane, rows, fence, started)
         return taken
+
+    def _there(self, lanes: Sequence[Lane]) -> tuple[list[Lane], dict[str, Queue]]:
+        """Those of these lanes whose queue exists, and their queues. No queue comes into being by being received from."""
+        queues = self._tables.known({lane.queue for lane in lanes})
+        return [lane for lane in lanes if lane.queue in queues], queues
 
     def _take(self, queue: Queue, lane: Lane, count: int, fence: int, now: int) -> list[tuple[Any, ...]]:
         """Lease up to `count` messages from the front of a lane."""

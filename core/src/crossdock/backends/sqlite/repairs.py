@@ -100,7 +100,7 @@ class Repairs:
 
     def peek(self, name: str, state: State, ids: Sequence[str], after: Cursor | None, limit: int) -> Page:
         """A page of a listing. Raises `ConfigurationError` for a cursor that is none."""
-        place = None if after is None else _place(after, state)
+        place = None if after is None else _place(after, name, state)
         queue = self._look_at(name)
         if queue is None:
             return Page(())
@@ -110,7 +110,7 @@ class Repairs:
         limit = max(1, min(limit, _MAX_PAGE))
         rows = self._ready_beyond(queue, place, limit + 1) if state is State.READY else self._beyond(queue, state, place, limit + 1)
         return Page(
-            [_entry(name, state, row) for row in rows[:limit]], _cursor(state, rows[limit - 1]) if len(rows) > limit else None
+            [_entry(name, state, row) for row in rows[:limit]], _cursor(name, state, rows[limit - 1]) if len(rows) > limit else None
         )
 
     def _ready_beyond(self, queue: Queue, place: _Place | None, limit: int) -> list[tuple[Any, ...]]:
@@ -185,7 +185,7 @@ class Repairs:
         if (target.id, message.id) == (source.id, replay.id):  # the letter itself, which is about to make room
             held = None
         stored_already = held is not None and held >= message.generation
-        error = None if stored_already else objection(message, held)
+        error = None if stored_already else objection(message, held, now)
         if error is None:
             tables.delete("dead", as_json(letter))
             tables.forget(as_json(letter))
@@ -202,6 +202,20 @@ class Repairs:
         purged = self._tables.delete(state.value, keys)
         self._tables.forget(keys)
         return purged
+
+    def erase(self, name: str) -> bool:
+        """Delete a queue, step by step; returns whether there is more to do."""
+        queue = self._look_at(name)
+        if queue is None:
+            return False
+        for state in State:
+            keys = self._tables.keys(f"SELECT message FROM {state.value} WHERE queue = ?", queue.id, limit=STEP)
+            if self._tables.delete(state.value, keys):
+                self._tables.forget(keys)
+                return True
+        self._tables.execute("DELETE FROM queue WHERE id = ?", queue.id)
+        self._tables.forget_queues()
+        return False
 
 
 def _from_message(state: State) -> str:
@@ -228,16 +242,18 @@ def _entry(queue: str, state: State, row: tuple[Any, ...]) -> Entry:
     return Entry(message, state, deliveries, DeadLetter(message, Reason(letter[0]), first, *letter[1:]) if letter else None)
 
 
-def _cursor(state: State, row: tuple[Any, ...]) -> Cursor:
-    return Cursor(msgspec.json.encode((state.value, row[5], row[6])).hex())
+def _cursor(queue: str, state: State, row: tuple[Any, ...]) -> Cursor:
+    return Cursor(msgspec.json.encode((queue, state.value, row[5], row[6])).hex())
 
 
-def _place(cursor: Cursor, state: State) -> _Place:
-    wrong = ConfigurationError(f"This is no cursor of a listing of {state.value} messages; start again without one.")
+def _place(cursor: Cursor, queue: str, state: State) -> _Place:
+    wrong = ConfigurationError(
+        f"This is no cursor of a listing of {state.value} messages in queue {queue!r}; start again without one."
+    )
     try:
-        listed, first, second = msgspec.json.decode(bytes.fromhex(cursor), type=tuple[str, int, int | str])
+        *listed, first, second = msgspec.json.decode(bytes.fromhex(cursor), type=tuple[str, str, int, int | str])
     except (ValueError, msgspec.DecodeError) as error:
         raise wrong from error
-    if listed != state.value or isinstance(second, str) is not (state is State.DEAD):
+    if listed != [queue, state.value] or isinstance(second, str) is not (state is State.DEAD):
         raise wrong
     return first, second

@@ -10,7 +10,7 @@ CREATE TABLE store (
 );
 INSERT INTO store VALUES (0);
 
--- A queue of one namespace, with what was declared of it and what is in it. Rows are never deleted, so an id may be remembered.
+-- A queue of one namespace, with what was declared of it and what is in it. An id may be remembered until another connection commits.
 CREATE TABLE queue (
     id              INTEGER PRIMARY KEY,
     namespace       TEXT NOT NULL,

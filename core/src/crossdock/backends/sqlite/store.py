@@ -111,6 +111,11 @@ class Store:
         self._tables.declare(queues)
         self._declared.update((spec.name, spec) for spec in queues)
 
+    def erase(self, queue: str) -> bool:
+        """Delete a queue, step by step; returns whether there is more to do."""
+        self._declared.pop(queue, None)
+        return self.repairs.erase(queue)
+
     def enqueue(self, messages: Sequence[Message]) -> list[Refusal]:
         """Store messages, but for those that are stored already or that something speaks against."""
         now = self._tables.clock.time_ms()
@@ -139,7 +144,7 @@ class Store:
             if generation is not None and generation >= message.generation:
                 continue
             takes_room = room is not None and due_ms(message, now) <= now
-            error = objection(message, generation)
+            error = objection(message, generation, now)
             if error is None and takes_room and room == 0:
                 error = _queue_full(queue, message)
             if error is not None:

@@ -20,6 +20,8 @@ MAX_BODY: Final = 16 * 1024 * 1024
 STEP: Final = 5_000
 """Most messages that time or a purge moves in one transaction, so that it holds nobody up and the log stays small."""
 
+LONGEST_DELAY: Final = 1e12
+"""Seconds: some thirty thousand years."""
 _MAX_INTEGER: Final = 2**61
 
 
@@ -225,8 +227,8 @@ def as_json(values: object) -> str:
 
 
 def milliseconds(seconds: float) -> int:
-    """A duration, at most some thirty thousand years."""
-    return round(min(seconds, 1e12) * 1000)
+    """A duration, at most `LONGEST_DELAY`."""
+    return round(min(seconds, LONGEST_DELAY) * 1000)
 
 
 def due_ms(message: Message, now: int) -> int:
@@ -234,8 +236,8 @@ def due_ms(message: Message, now: int) -> int:
     return now + message.delay_ms if message.delay_ms > 0 else message.eta_ms
 
 
-def objection(message: Message, held: int | None) -> EnqueueFailed | None:
-    """Why a message cannot be stored in its queue, where an older one of generation `held` bears the same id."""
+def objection(message: Message, held: int | None, now: int) -> EnqueueFailed | None:
+    """Why a message cannot be stored in its queue now, where an older one of generation `held` bears the same id."""
     where = f"queue {message.queue!r}"
     if len(message.body) > MAX_BODY:
         return MessageTooLarge(
@@ -246,7 +248,7 @@ def objection(message: Message, held: int | None) -> EnqueueFailed | None:
         return EnqueueFailed(
             f"Message {message.id!r} for {where} has the priority {int(message.priority)}, which is no level.", message
         )
-    if max(message.eta_ms, message.delay_ms, message.generation) > _MAX_INTEGER:
+    if due_ms(message, now) - now > LONGEST_DELAY * 1000 or message.generation > _MAX_INTEGER:
         return EnqueueFailed(f"Message {message.id!r} for {where} has an eta, a delay or a generation beyond all use.", message)
     if held is not None:
         return EnqueueFailed(
