@@ -30,6 +30,8 @@ from distributions import project_files, read, sibling  # noqa: E402
 CONSTRAINTS = ROOT / "constraints.txt"
 PLACES = [str(file.parent.relative_to(ROOT)) for file in project_files()]  # "." is the meta-distribution, which has no code
 CODE = PLACES[1:]
+SUITE = "conformance_tests"
+EXAMPLE = "docs/examples/crossdock-plainfiles"
 THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 OTHER_PYTHONS = [version for version in ("3.11", "3.12", "3.13") if version != THIS_PYTHON]
 
@@ -40,8 +42,9 @@ BUDGETS = {
     "versions": 5,
     "lint": 15,
     "types": 90,
-    f"tests-{THIS_PYTHON}": 480,
-    "docs": 90,
+    f"tests-{THIS_PYTHON}": 260,
+    "conformance": 270,
+    "docs": 160,
     "demo": 90,
     "package": 150,
 }
@@ -52,8 +55,9 @@ nox.options.download_python = "never"
 nox.options.reuse_venv = "yes"
 nox.options.sessions = list(BUDGETS)
 
-# A broker or an option from the caller's shell must not reach the tests. CROSSDOCK_REQUIRE is meant for them.
-for variable in [name for name in os.environ if name.startswith("CROSSDOCK_") and name != "CROSSDOCK_REQUIRE"]:
+# A broker or an option from the caller's shell must not reach the tests. CROSSDOCK_REQUIRE and CROSSDOCK_TEST_... are meant for them.
+MEANT_FOR_TESTS = ("CROSSDOCK_REQUIRE", "CROSSDOCK_TEST_")
+for variable in [name for name in os.environ if name.startswith("CROSSDOCK_") and not name.startswith(MEANT_FOR_TESTS)]:
     del os.environ[variable]
 
 
@@ -202,7 +206,7 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """mypy and pyright, both strict: each distribution, the typing tests of the public API, the tooling."""
     install(session, "types", "test", "nox", siblings=True)
-    places = [*(f"{place}/src" for place in CODE), "core/typing_tests"]
+    places = [*(f"{place}/src" for place in CODE), "core/typing_tests", f"{EXAMPLE}/src"]
     run_each(session, *([tool, place] for place in places for tool in ("mypy", "pyright")), ["mypy", "noxfile.py", "scripts"])
 
 
@@ -211,7 +215,28 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """pytest on every distribution and the examples, all siblings installed. What follows -- goes to pytest."""
     install(session, "test", siblings=True)
-    pytest(session, *(f"{place}/tests" for place in CODE), "examples/tests")
+    pytest(session, *(f"{place}/tests" for place in CODE if place != SUITE), "examples/tests")
+
+
+@nox.session
+@part
+def conformance(session: nox.Session) -> None:
+    """The conformance suite, its own tests and the embedded backends under it; or the brokers whose URLs follow --."""
+    install(session, "test", "servers", siblings=True)
+    if urls := [argument for argument in session.posargs if "://" in argument]:
+        run_each(session, *(["crossdock", "conformance", url] for url in urls))
+    else:
+        pytest(session, f"{SUITE}/tests", "-n", "2")
+
+
+@nox.session
+@part
+def real_time(session: nox.Session) -> None:
+    """The conformance suite on the embedded backends with the system's clock, as it runs on servers."""
+    install(session, "test", siblings=True)
+    with tempfile.TemporaryDirectory() as folder:
+        urls = ["memory://conformance", f"sqlite:///{folder}/conformance.db"]
+        run_each(session, *(["crossdock", "conformance", "--real-time", url] for url in urls))
 
 
 @nox.session
@@ -294,8 +319,8 @@ def checks(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def full(session: nox.Session) -> None:
-    """Everything: what CI runs, the tests on every Python that is installed, the benchmark."""
-    for name in (*BUDGETS, *(f"tests-{python}" for python in PYTHONS), "bench"):
+    """Everything: what CI runs, the tests on every Python that is installed, the suite in real time, the benchmark."""
+    for name in (*BUDGETS, *(f"tests-{python}" for python in PYTHONS), "real_time", "bench"):
         session.notify(name)
     for python in set(OTHER_PYTHONS).difference(PYTHONS):
         session.warn(f"the tests do not run on Python {python}: it is not installed")

@@ -11,13 +11,15 @@ from typing import Any
 import msgspec
 import pytest
 import typer
-from pages import code, read_page, tables
+from pages import ROOT, code, read_page, tables
 
 import crossdock
 from crossdock import App, Options, Queue, RetryPolicy, codec, config, errors
 from crossdock.retry import Backoff
 from crossdock.spi import Broker, Message
 from crossdock_cli.main import cli
+from crossdock_conformance import all_scenarios
+from crossdock_conformance.sentences import as_page
 
 WIRE = read_page("docs/reference/wire-format.md")
 ERRORS = read_page("docs/reference/errors.md")
@@ -249,3 +251,11 @@ def test_the_glossary_is_in_order() -> None:
     words = [row[0].strip("*").lower() for row in tables(GLOSSARY.text)[0]]
 
     assert words == sorted(set(words))
+
+
+# --- what a backend promises --------------------------------------------------------------------------
+
+
+def test_page_of_promises_is_what_the_suite_proves() -> None:
+    """The page is the one that `python -m crossdock_conformance.sentences` prints now."""
+    assert (ROOT / "docs/reference/what-a-backend-promises.md").read_text(encoding="utf-8") == as_page(all_scenarios())
