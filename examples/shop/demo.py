@@ -1,8 +1,8 @@
 """Run the shop: 5,000 orders, two workers, one of them killed half-way, dead letters repaired, and every order checked.
 
-    python demo.py [--orders N] [--keep FOLDER]
+    python demo.py [--orders N] [--keep FOLDER] [--url URL]
 
-Needs crossdock installed and nothing else. Exit code 0 if every order came to its right end, else 1.
+Needs crossdock installed and nothing else, unless you name a broker. Exit code 0 if every order came to its right end, else 1.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class DemoFailed(Exception):
 # --- running crossdock --------------------------------------------------------------------------
 
 
-def settle_in(folder: Path) -> None:
-    """Make this process, and with it the workers and commands it starts, see one SQLite file and one folder only."""
+def settle_in(folder: Path, url: str) -> None:
+    """Make this process, and with it the workers and commands it starts, see one broker and one folder only."""
     for name in [name for name in os.environ if name.startswith("CROSSDOCK_")]:
         del os.environ[name]
-    os.environ["CROSSDOCK_URL"] = f"sqlite:///{quote(str(folder / 'shop.db'))}"
+    os.environ["CROSSDOCK_URL"] = url or f"sqlite:///{quote(str(folder / 'shop.db'))}"
     os.environ["SHOP_DIR"] = str(folder)
     os.chdir(folder)
 
@@ -227,6 +227,8 @@ def repair(orders: set[str]) -> None:
 
 def run(folder: Path, limit: int, workers: Workers) -> None:
     """All of it, up to the facts for the check in `run.json`."""
+    from crossdock.spi import redact
+
     print(f"Reading {SHOP / 'orders.csv'} ...")
     everything = list(islice(read_rows(SHOP / "orders.csv"), limit))
     rows = [row for row in everything if isinstance(row, Row)]
@@ -239,7 +241,7 @@ def run(folder: Path, limit: int, workers: Workers) -> None:
 
     progress = Progress(folder, len(everything))
     pids = [workers.start(), workers.start()]
-    print(f"\nWorkers {pids[0]} and {pids[1]} are started on {folder / 'shop.db'}.")
+    print(f"\nWorkers {pids[0]} and {pids[1]} are started on {redact(os.environ['CROSSDOCK_URL'])}.")
     asyncio.run(enqueue(rows))
     print(f"{len(rows):,} orders are enqueued after {progress.seconds:.1f} s.")
 
@@ -278,12 +280,12 @@ def new_folder(keep: Path | None) -> Path:
     return keep.resolve()
 
 
-def demo(limit: int, keep: Path | None) -> None:
+def demo(limit: int, keep: Path | None, url: str) -> None:
     """Run and check. The folder stays where that was asked for, and where something is wrong."""
     if importlib.util.find_spec("crossdock_cli") is None:
         raise DemoFailed("crossdock is not installed for this Python; in a checkout of it, `./run demo` sets up what is needed")
     folder = new_folder(keep)
-    settle_in(folder)
+    settle_in(folder, url)
     workers = Workers(folder)
     try:
         run(folder, limit, workers)
@@ -309,6 +311,7 @@ def read_arguments() -> argparse.Namespace:
         "--orders", type=int, metavar="N", default=5000, help="take the first N orders, 100 to 5,000 (default: all)"
     )
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="work in this new folder and leave everything there")
+    parser.add_argument("--url", default="", help="broker to use, an empty one (default: a SQLite file in the folder)")
     arguments = parser.parse_args()
     if not 100 <= arguments.orders <= 5000:
         parser.error("--orders must be from 100 to 5000")
@@ -323,7 +326,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
-        demo(arguments.orders, arguments.keep)
+        demo(arguments.orders, arguments.keep, arguments.url)
     except (DemoFailed, subprocess.TimeoutExpired) as error:
         print(f"\nThe demo failed: {error}", file=sys.stderr)
         return 1
