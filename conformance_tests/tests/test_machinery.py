@@ -107,6 +107,15 @@ def test_a_scenario_that_hangs_fails(target: Target) -> None:
         run(made(hangs, seconds=1.0), target)
 
 
+def test_a_scenario_that_lacks_something_may_still_find_itself_impossible(target: Target) -> None:
+    """Whatever is declared missing, "not run" is no failure."""
+
+    async def impossible(lab: Lab) -> None:
+        raise NotRun("there is no moon tonight")
+
+    assert run(made(impossible, needs=[LACKS]), target)[0] is Verdict.NOT_RUN
+
+
 # --- what is left behind ---
 
 
@@ -157,6 +166,13 @@ def test_residue_in_the_server_is_found(target: Target) -> None:
     assert run(made(good), target)[0] is Verdict.PASSED
     with pytest.raises(AssertionError, match="key-of-mine"):
         run(made(leaves_a_key), target)
+
+    async def leaves_another(lab: Lab) -> None:
+        names.add("another-key")
+        raise UnsupportedCapability("This broker cannot do that.")
+
+    with pytest.raises(AssertionError, match="another-key"):
+        run(made(leaves_another, needs=[LACKS]), target)
 
 
 def test_the_lab_cleans_up(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from crossdock_conformance import SUITE_VERSION, Outcome, Target, Verdict
 from crossdock_conformance.report import Report, as_json, as_markdown, as_text, collect, describe
 from crossdock_conformance.scenario import all_scenarios
 from crossdock_conformance.sentences import as_page
+from crossdock_conformance.teeth.trials import BROKEN
 
 DEADLINE = 120.0
 
@@ -131,6 +132,15 @@ def test_command_tells_users_errors(tmp_path: Path, arguments: list[str], text: 
     assert text in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not done.stdout
+
+
+def test_command_shows_its_teeth(tmp_path: Path) -> None:
+    """`--teeth` names every broken broker, its fault, and the scenario that found it out; exit code 0 says that none got away."""
+    done = command(tmp_path, "--teeth")
+    assert (done.returncode, done.stderr) == (0, "")
+    for accused in BROKEN:
+        assert f"{accused.name}: {accused.fault}\n    {accused.convicted_by}" in done.stdout
+    assert "NOT FOUND OUT" not in done.stdout
 
 
 BROKEN_BACKEND = """

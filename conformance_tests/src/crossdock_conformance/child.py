@@ -263,6 +263,7 @@ class Children:
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
+            # From 3.12 on Python warns of a fork beside threads; that a backend survives it is what a scenario proves.
             [sys.executable, "-P", "-W", "ignore::DeprecationWarning", __file__, self._namespace],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

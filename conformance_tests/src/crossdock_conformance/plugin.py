@@ -38,11 +38,10 @@ def crossdock_target(request: pytest.FixtureRequest) -> Target:
     url = request.config.getoption("--crossdock-url") or os.environ.get(URL_VARIABLE)
     if not url:
         pytest.fail("name what to test: by --crossdock-url, or by a fixture crossdock_target that returns a Target", pytrace=False)
-    target: Target = _targets.setdefault(url, Target(url, real_time=bool(request.config.getoption("--crossdock-real-time"))))
-    return target
+    return _targets.setdefault(url, Target(url, real_time=bool(request.config.getoption("--crossdock-real-time"))))
 
 
-_targets: dict[str, Any] = {}
+_targets: dict[str, Target] = {}  # so that each is asked for its capabilities once
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

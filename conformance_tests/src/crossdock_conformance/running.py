@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -17,7 +17,7 @@ from typing import Final
 from crossdock.errors import UnsupportedCapability
 from crossdock_conformance.lab import Lab
 from crossdock_conformance.outcome import NotRun, Verdict
-from crossdock_conformance.scenario import Hook, Scenario, Without
+from crossdock_conformance.scenario import Hook, Need, Scenario, Without
 from crossdock_conformance.target import Target
 
 _DESCRIPTORS: Final = Path("/proc/self/fd")
@@ -50,28 +50,27 @@ def run(scenario: Scenario, target: Target) -> tuple[Verdict, str]:
         return Verdict.NOT_RUN, reason
     capabilities = target.capabilities  # asked before an event loop runs
     missing = [need for need in scenario.needs if not need.declared(capabilities)]
-    if not missing:
+    with _nothing_left_behind(target):
         try:
-            _try(scenario, target)
+            return _judge(scenario, target, missing)
         except NotRun as reason:
             return Verdict.NOT_RUN, str(reason)
-        return Verdict.PASSED, ""
+
+
+def _judge(scenario: Scenario, target: Target, missing: Sequence[Need]) -> tuple[Verdict, str]:
     names = " and ".join(need.name for need in missing)
     ways = {need.without for need in missing}
     showing: dict[Without, type[Exception]] = {Without.REFUSED: UnsupportedCapability, Without.BROKEN: AssertionError}
     try:
-        _try(scenario, target)
-    except tuple(kind for way, kind in showing.items() if way in ways) as error:
-        return Verdict.REFUSED, str(error) if isinstance(error, UnsupportedCapability) else f"not declared: {names}"
-    raise AssertionError(f"it is not declared that the backend {names}, yet this promise is kept: declare it, or refuse it")
-
-
-def _try(scenario: Scenario, target: Target) -> None:
-    with _nothing_left_behind(target):
         if inspect.iscoroutinefunction(scenario.function):
             asyncio.run(_in_a_lab(scenario, target))
         else:
             scenario.function(target, **scenario.arguments)
+    except tuple(kind for way, kind in showing.items() if way in ways) as error:
+        return Verdict.REFUSED, str(error) if isinstance(error, UnsupportedCapability) else f"not declared: {names}"
+    if missing:
+        raise AssertionError(f"it is not declared that the backend {names}, yet this promise is kept: declare it, or refuse it")
+    return Verdict.PASSED, ""
 
 
 async def _in_a_lab(scenario: Scenario, target: Target) -> None:
