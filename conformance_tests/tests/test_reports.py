@@ -123,6 +123,8 @@ def test_command_ends_in_a_table(tmp_path: Path) -> None:
         (["sqlite:////nosuch/folder/s.db"], "/nosuch/folder"),
         (["memory://x", "--only", "nosuch"], "the groups are"),
         (["memory://x?size=9"], "takes no options"),
+        (["memory://x", "--report", "/nosuch/folder/r.json"], "/nosuch/folder/r.json' cannot be written"),
+        ([], "name the broker to test"),
     ],
 )
 def test_command_tells_users_errors(tmp_path: Path, arguments: list[str], text: str) -> None:
@@ -169,6 +171,14 @@ def test_authors_file(tmp_path: Path, workers: list[str]) -> None:
     assert found.count(Verdict.FAILED) >= 1
     assert found.count(Verdict.PASSED) >= 1
     assert "FAILED stats." in done.stdout
+
+
+def test_a_report_that_cannot_be_written_is_refused_first(tmp_path: Path) -> None:
+    """Under pytest, too, before anything has run."""
+    (tmp_path / "test_backend.py").write_text("from crossdock_conformance import test_promise\n")
+    done = run([sys.executable, "-m", "pytest", "-q", "-p", "no:asyncio", "--crossdock-report=/nosuch/r.json"], tmp_path)
+    assert done.returncode == 4
+    assert "--crossdock-report: '/nosuch/r.json' cannot be written" in done.stderr
 
 
 def test_a_target_has_to_be_named(tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ def conformance(
 
 def _test(url: str, only: list[str] | None, real_time: bool, report: Path | None, table: Path | None) -> None:
     from crossdock_conformance import promises
+    from crossdock_conformance.plugin import unwritable
     from crossdock_conformance.scenario import all_scenarios
     from crossdock_conformance.target import Target
 
@@ -70,6 +71,9 @@ def _test(url: str, only: list[str] | None, real_time: bool, report: Path | None
     if not wanted:
         groups = ", ".join(dict.fromkeys(scenario.group for scenario in scenarios))
         raise ConfigurationError(f"--only {' '.join(only or ())!r} names no scenario; the groups are {groups}")
+    for file in (report, table):
+        if file is not None and (why := unwritable(file)):
+            raise ConfigurationError(why)
     _ = Target(url).capabilities  # what is wrong with the URL or the server is said in a sentence, before anything else
     options = ["--crossdock-real-time"] if real_time else []
     options += [f"--crossdock-report={report.absolute()}"] if report else []

@@ -25,8 +25,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--crossdock-table", metavar="FILE", type=Path, help="write the capability table as Markdown")
 
 
+def unwritable(file: Path) -> str:
+    """Why a report cannot be written to this file, in a sentence; "" if it can."""
+    if file.is_dir():
+        return f"{str(file)!r} is a folder: name a file for the report"
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        return f"{str(file)!r} cannot be written: its folder does not exist, or is not yours to write to"
+    return ""
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the marker known, for strict markers."""
+    """Make the marker known, for strict markers; refuse files that cannot be written before anything has run."""
+    for option in ("--crossdock-report", "--crossdock-table"):
+        file: Path | None = config.getoption(option)
+        if file is not None and (why := unwritable(file)):
+            raise pytest.UsageError(f"{option}: {why}")
     config.addinivalue_line("markers", "crossdock_conformance: a scenario of crossdock's conformance suite")
 
 
