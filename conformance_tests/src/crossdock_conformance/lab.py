@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import random
+import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -100,7 +100,7 @@ class Lab:
     def __init__(self, target: Target, namespace: str = "", *, real_time: bool = False) -> None:
         self.target = target
         self.capabilities: Capabilities = target.capabilities
-        self.namespace = namespace or f"t{random.getrandbits(53):016d}"
+        self.namespace = namespace or f"t{secrets.randbits(53):016d}"
         self.virtual = target.virtual and not real_time
         self._turned = VirtualClock()
         self.clock: Clock = self._turned if self.virtual else SystemClock()

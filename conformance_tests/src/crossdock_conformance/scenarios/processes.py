@@ -368,10 +368,11 @@ async def _take(child: Child, count: int) -> list[Held]:
 
 
 async def _until_received(lab: Lab, broker: Broker, count: int) -> list[Delivery]:
-    """Receive until there are so many; fails where that takes longer than a lease, a sweep and the target's patience."""
+    """Receive until there are so many, and keep them; fails where it takes longer than a lease, a sweep and the target's patience."""
     taken: list[Delivery] = []
     end = time.monotonic() + lab.lease + lab.sweep + lab.patience
     while len(taken) < count:
         assert time.monotonic() < end, f"only {len(taken)} of {count} messages came"
-        taken += await broker.receive(lab.lanes("q"), count - len(taken), 0.5)
+        taken += await broker.receive(lab.lanes("q"), count - len(taken), min(0.5, lab.lease / 4))
+        await broker.extend(taken)
     return taken

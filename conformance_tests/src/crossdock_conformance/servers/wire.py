@@ -13,8 +13,12 @@ from urllib.parse import unquote, urlsplit
 _TLS_SCHEMES = frozenset({"rediss", "valkeys", "tls", "amqps", "https"})
 
 
-def connect(url: str, default_port: int, timeout: float, *, tls: bool | None = None) -> socket.socket:
+def connect(
+    url: str, default_port: int, timeout: float, *, tls: bool | None = None, context: ssl.SSLContext | None = None
+) -> socket.socket:
     """A connection to the host and port of this URL, under TLS where its scheme says so, or where `tls` does.
+
+    The server's certificate is checked as `context` says, or else as this machine does.
 
     Raises:
         OSError: Nothing answers there within `timeout` seconds. The same limit then holds for each read and write.
@@ -24,13 +28,13 @@ def connect(url: str, default_port: int, timeout: float, *, tls: bool | None = N
     connection = socket.create_connection((host, parts.port or default_port), timeout)
     if tls is False or (tls is None and parts.scheme not in _TLS_SCHEMES):
         return connection
-    return over_tls(connection, host)
+    return over_tls(connection, host, context)
 
 
-def over_tls(connection: socket.socket, host: str) -> socket.socket:
-    """Go on under TLS, its certificate checked as this machine does."""
+def over_tls(connection: socket.socket, host: str, context: ssl.SSLContext | None = None) -> socket.socket:
+    """Go on under TLS, its certificate checked as `context` says, or else as this machine does."""
     try:
-        return ssl.create_default_context().wrap_socket(connection, server_hostname=host)
+        return (context or ssl.create_default_context()).wrap_socket(connection, server_hostname=host)
     except OSError:
         connection.close()
         raise
