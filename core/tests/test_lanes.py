@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossdock.lanes import LEVEL_SHARES, LaneKey, Lanes
+from crossdock.lanes import LEVEL_SHARES, LaneKey, Lanes, Plan
 from crossdock.queues import Queue
 from crossdock.spi import LEVELS, Lane, Priority
 
@@ -31,15 +31,15 @@ class Model:
     def receive(self, limit: int, without: Collection[str] = ()) -> Counter[LaneKey]:
         """One receive with so many free slots."""
         plan = self.lanes.plan(limit, without)
-        self.plans.append(plan)
+        self.plans.append(plan.lanes)
         taken: Counter[LaneKey] = Counter()
-        for lane, quota in [*((lane, lane.quota) for lane in plan), *((lane, limit) for lane in plan)]:
+        for lane, quota in [*((lane, lane.quota) for lane in plan.lanes), *((lane, limit) for lane in plan.lanes)]:
             key = (lane.queue, lane.priority)
             count = min(quota, limit - taken.total(), self.waiting[key])
             if count > 0:
                 taken[key] += count
                 self.waiting[key] -= count
-        self.lanes.record(limit, plan, taken)
+        self.lanes.record(plan, taken)
         self.got += taken
         return taken
 
@@ -100,6 +100,16 @@ def test_shares_hold_for_any_number_of_free_slots_at_a_time() -> None:
         assert model.share_of_queue(name) == pytest.approx(100 * weight / 13, abs=0.5)
     for level, share in LEVEL_SHARES.items():
         assert model.share_of_level(level) == pytest.approx(100 * share / 13, abs=0.5)
+
+
+def test_more_queues_than_slots() -> None:
+    """Two hundred queues and 33 slots at a time: each gets its share all the same, though not in every receive."""
+    weights = {f"q{number}": 1 + number % 3 for number in range(200)}
+    model = Model(weighted(weights), full(weights, [NORMAL, LOW]))
+    model.receive_in_all(40_000, 33)
+    for name, weight in weights.items():
+        assert sum(model.got[name, level] for level in LEVELS) == pytest.approx(100 * weight, abs=4)
+    assert model.share_of_level(NORMAL) == pytest.approx(200 / 3, abs=1)
 
 
 @pytest.mark.parametrize("slots", [1, 100])
@@ -176,7 +186,7 @@ def test_a_burst_is_not_paid_for_later() -> None:
 def test_queues_at_their_own_limit_are_left_out() -> None:
     """Their slots go to the others meanwhile, and afterwards shares are as before."""
     model = Model(weighted({"a": 3, "b": 1}), full(["a", "b"], [NORMAL]))
-    assert model.lanes.plan(10, {"a", "b"}) == []
+    assert model.lanes.plan(10, {"a", "b"}).lanes == []
     for _ in range(200):
         assert model.receive(10, without={"a"}) == {("b", NORMAL): 10}
     model.got.clear()
@@ -204,15 +214,24 @@ def test_what_one_queue_leaves_goes_to_the_heaviest_other() -> None:
 def test_what_a_receive_proves() -> None:
     """Less than asked for: everything is empty now. Something from the second pass: all lanes before it are."""
     lanes = weighted({"a": 2, "b": 1})
-    plan = lanes.plan(1)
-    lanes.record(1, plan, {})
-    assert not any(_shares(lanes).values())
-    assert [lane.quota for lane in lanes.plan(1)] == [1] * 8
+    lanes.record(lanes.plan(1), {})
+    assert not any(_active(lanes).values())
+    assert [lane.quota for lane in lanes.plan(1).lanes] == [1] * 8
+    lanes = weighted({"a": 2, "b": 1})
+    plan = lanes.plan(3)
+    asked = [("a", CRITICAL, 1), ("a", HIGH, 1), ("a", NORMAL, 0), ("a", LOW, 0), ("b", CRITICAL, 1), ("b", HIGH, 0)]
+    assert [(lane.queue, lane.priority, lane.quota) for lane in plan.lanes][:6] == asked
+    lanes.record(plan, {("b", CRITICAL): 1, ("b", NORMAL): 2})
+    known = _active(lanes)
+    assert [known[lane.queue, lane.priority] for lane in plan.lanes] == [False] * 6 + [True, True]
+
+
+def test_a_delivery_from_a_lane_that_was_not_planned_does_no_harm() -> None:
+    """A backend may hand over what it had fetched for the receive before."""
     lanes = weighted({"a": 1, "b": 1})
-    plan = [Lane("a", CRITICAL, 1), Lane("a", HIGH, 0), Lane("b", LOW, 1), Lane("b", NORMAL, 0), Lane("b", CRITICAL, 0)]
-    lanes.record(3, plan, {("b", LOW): 1, ("b", NORMAL): 2})
-    known = _shares(lanes)
-    assert [known[lane.queue, lane.priority] for lane in plan] == [False, False, False, True, True]
+    lanes.record(lanes.plan(2, {"a"}), {("a", CRITICAL): 1, ("b", LOW): 1})
+    lanes.record(lanes.plan(2, {"a"}), {("a", CRITICAL): 2, ("unknown", LOW): 1})
+    assert sum(lane.quota for lane in lanes.plan(10).lanes if _active(lanes)[lane.queue, lane.priority]) == 10
 
 
 # --- strict ---------------------------------------------------------------------------------------
@@ -330,15 +349,15 @@ def test_shares_of_busy_lanes_add_up(queues: list[tuple[Queue, int]], steps: lis
         for number in range(len(names)):
             for level in LEVELS:
                 model.waiting[names[number], level] = 0 if number in empty else ENDLESS
-        busy = {key for key, share in _shares(model.lanes).items() if share}
+        busy = {key for key, share in _active(model.lanes).items() if share}
         model.receive(slots)
         quotas = {(lane.queue, lane.priority): lane.quota for lane in model.plans[-1]}
         assert sum(quotas[key] for key in busy) == (slots if busy else 0)
         assert all(quotas[key] == 1 for key in quotas.keys() - busy)
 
 
-def _shares(lanes: Lanes) -> dict[LaneKey, bool]:
-    return {(name, level): share.active for name, levels in lanes._levels.items() for level, share in levels.items()}
+def _active(lanes: Lanes) -> dict[LaneKey, bool]:
+    return {key: level.active for key, level in lanes._levels.items()}
 
 
 @given(
@@ -377,7 +396,7 @@ def test_the_model_follows_the_interface() -> None:
     """Pass 1 up to the quotas in order, pass 2 up to the limit in order: the model itself, on the example of two lanes."""
 
     class Fixed:
-        plan: Callable[..., list[Lane]] = lambda *_: [Lane("a", LOW, 1), Lane("b", LOW, 2)]
+        plan: Callable[..., Plan] = lambda *_: Plan(5, [Lane("a", LOW, 1), Lane("b", LOW, 2)], (), {})
         record: Callable[..., None] = lambda *_: None
 
     model = Model(Fixed(), {("a", LOW): 5, ("b", LOW): 5})  # type: ignore[arg-type]

@@ -1,14 +1,19 @@
 """Lanes and quotas: how a worker's free slots are shared among queues and levels. Pure: no clock, no I/O, no randomness.
 
-A deficit round-robin in two steps, queues by weight, then levels within a queue by 6 : 4 : 2 : 1. A share that cannot be paid out in
-whole slots is carried over as credit, so that shares are right over time even on one slot. A lane that was found empty has no share
-and no credit; it is asked for one message each time, so that it is noticed when it fills.
+Weighted turns in two steps, queues by weight, then levels within a queue by 6 : 4 : 2 : 1. Each of them has a mark that moves on by
+1 / weight with every message it gives, and the lowest mark is next; so shares are right over time even on one slot. A lane that was
+found empty takes no turns; it is asked for one message each time, so that it is noticed when it fills.
+
+A worker may serve hundreds of queues, and plans every few milliseconds. So the lanes that nothing happens to stand ready in lists,
+and what a plan and its record do one by one, they do for lanes that messages are expected or came from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Final
+from heapq import heapreplace
+from operator import attrgetter
+from typing import Final, TypeVar
 
 from crossdock.queues import Queue
 from crossdock.spi import LEVELS, Lane, Priority
@@ -19,15 +24,91 @@ LaneKey = tuple[str, Priority]
 
 
 class _Share:
-    """Something that has a weight and, while it has messages, a claim on slots."""
+    """Something that has a weight and, while it has messages, takes turns."""
 
-    __slots__ = ("active", "credit", "quota", "weight")
+    __slots__ = ("active", "mark", "stride", "weight")
 
-    def __init__(self, weight: float) -> None:
-        self.weight = weight
-        self.credit = 0.0
+    def __init__(self, weight: int) -> None:
         self.active = True
-        self.quota = 0
+        self.weight = weight
+        self.stride = 1.0 / weight
+        self.mark = self.stride
+
+    @property
+    def start(self) -> float:
+        """Where its turn begins; the mark is where it ends."""
+        return self.mark - self.stride
+
+
+class _Level(_Share):
+    """A level of a queue: one lane."""
+
+    __slots__ = ("ask_none", "ask_one", "key", "place", "probed", "queue")
+
+    def __init__(self, queue: _Queue, level: Priority) -> None:
+        super().__init__(LEVEL_SHARES[level])
+        self.queue = queue
+        self.key = (queue.name, level)
+        self.place = -level, queue.place
+        """Among lanes that are probed: the most urgent ones of all queues come first."""
+        self.ask_none = Lane(queue.name, level, 0)
+        self.ask_one = Lane(queue.name, level, 1)
+        self.probed = False
+        """Whether it is asked for one message only to notice when it fills."""
+
+    def ask(self, quota: int) -> Lane:
+        if quota > 1:
+            return Lane(*self.key, quota)
+        return self.ask_one if quota else self.ask_none
+
+
+class _Queue(_Share):
+    __slots__ = ("ask_none", "levels", "name", "place", "planned", "strict", "turns")
+
+    def __init__(self, queue: Queue, weight: int, place: int) -> None:
+        super().__init__(weight)
+        self.name = queue.name
+        self.place = place
+        self.strict = queue.priorities == "strict"
+        self.levels = [_Level(self, level) for level in LEVELS]
+        self.set_turns(self.levels)
+
+    def set_turns(self, turns: list[_Level]) -> None:
+        """Say which levels are active, the next one first."""
+        self.turns = turns
+        self.planned = self.levels if self.strict and turns else turns
+        """The levels that are not just probed, in the order in which plans have them."""
+        self.ask_none = [level.ask_none for level in self.planned]
+        for level in self.levels:
+            level.probed = level not in self.planned
+
+    def share_out(self, quota: int, limit: int) -> dict[_Level, int]:
+        """What its levels are asked for, in order, when it is its turn for `quota` messages of `limit`."""
+        if not self.strict:
+            return _share_out(quota, self.turns)
+        # Levels above the first active one were empty. What came there meanwhile goes first, even beyond the queue's share; its
+        # mark evens that out. Levels below wait for pass 2.
+        quotas: dict[_Level, int] = {}
+        for level in self.levels:
+            quotas[level] = quota if level.active else limit
+            if level.active:
+                break
+        return quotas
+
+
+class Plan:
+    """What to ask the broker for, and what `Lanes.record` has to know of it."""
+
+    __slots__ = ("busy", "lanes", "limit", "quotas")
+
+    def __init__(self, limit: int, lanes: list[Lane], busy: Sequence[_Queue], quotas: Mapping[_Level, int]) -> None:
+        self.limit = limit
+        self.lanes = lanes
+        """In the order in which they are to be served, those that are probed first."""
+        self.busy = busy
+        """The active queues, in the order of their lanes."""
+        self.quotas = quotas
+        """What is asked of lanes that are not just probed, in order, zeros left out."""
 
 
 class Lanes:
@@ -40,126 +121,149 @@ class Lanes:
 
     def __init__(self, queues: Sequence[tuple[Queue, int]], *, strict: bool = False) -> None:
         self._strict = strict
-        self._order = [queue.name for queue, _ in queues]
-        self._queues = {queue.name: _Share(weight) for queue, weight in queues}
-        self._levels = {queue.name: {level: _Share(LEVEL_SHARES[level]) for level in LEVELS} for queue, _ in queues}
-        self._strict_queues = {queue.name for queue, _ in queues if queue.priorities == "strict"}
+        self._queues = [_Queue(queue, weight, place) for place, (queue, weight) in enumerate(queues)]
+        self._levels = {level.key: level for queue in self._queues for level in queue.levels}
+        self._by_place = sorted(self._levels.values(), key=_place)
+        self._any_strict = any(queue.strict for queue in self._queues)
+        self._turns = sorted(self._queues, key=_mark)
+        self._probes: list[Lane] | None = []
+        self._in_order = [level.ask_none for level in self._by_place]
 
-    def plan(self, limit: int, without: Collection[str] = ()) -> list[Lane]:
-        """Return the lanes for a receive of up to `limit` messages, in the order in which they are to be served.
+    def plan(self, limit: int, without: Collection[str] = ()) -> Plan:
+        """Plan a receive of up to `limit` messages.
 
         Args:
             limit: Free slots, at least 1.
             without: Queues to leave out: they may not take any more now.
         """
-        names = [name for name in self._order if name not in without]
         if self._strict:
-            return [Lane(name, level, limit) for name in names for level in LEVELS]
-        queues = {name: self._queues[name] for name in names}
-        _share_out(limit, queues.values())
-        probes: list[Lane] = []
-        lanes: list[Lane] = []
-        for name in sorted(names, key=lambda name: -_claim(queues[name])):
-            plan_queue = self._plan_strict_queue if name in self._strict_queues else self._plan_queue
-            probes_here, lanes_here = plan_queue(name, queues[name], limit)
-            probes += probes_here
-            lanes += lanes_here
-        probes.sort(key=lambda lane: -lane.priority)
-        return probes + lanes
+            return Plan(limit, self._plan_in_order(limit, without), (), {})
+        if self._probes is None:
+            self._probes = [level.ask_one for level in self._by_place if level.probed]
+        busy, lanes = self._turns, self._probes.copy()
+        if without:
+            busy = [queue for queue in busy if queue.name not in without]
+            lanes = [lane for lane in lanes if lane.queue not in without]
+        quotas: dict[_Level, int] = {}
+        if busy:
+            shares = _share_out(limit, busy)
+            for queue, quota in shares.items():
+                quotas_here = queue.share_out(quota, limit)
+                lanes += [level.ask(quotas_here.get(level, 0)) for level in queue.planned]
+                quotas |= quotas_here
+            for queue in busy[len(shares) :]:
+                lanes += queue.ask_none
+        elif self._any_strict:
+            # Nothing is known to wait: a strict queue can be asked for all there may be of a level, and its order holds at once.
+            # Among busy queues it is asked for one of each level; only in the receive in which it is noticed may a lower level
+            # then come before the rest of a higher one.
+            idle = [level for level in self._by_place if level.queue.name not in without]
+            quotas = {level: limit for level in idle if level.queue.strict}
+            lanes = [level.ask(quotas.get(level, 1)) for level in idle]
+        return Plan(limit, lanes, busy, quotas)
 
-    def record(self, limit: int, lanes: Sequence[Lane], taken: Mapping[LaneKey, int]) -> None:
+    def record(self, plan: Plan, taken: Mapping[LaneKey, int]) -> None:
         """Learn from a receive: which lanes are empty, who got how much.
 
         Args:
-            limit: As planned for.
-            lanes: As planned.
+            plan: What was asked for.
             taken: Messages received, by lane.
         """
-        total = sum(taken.values())
-        self._learn_activity(limit, lanes, taken, total)
         if self._strict:
             return
-        planned = {lane.queue for lane in lanes}
-        _settle_up({self._queues[name]: sum(taken.get((name, level), 0) for level in LEVELS) for name in planned})
-        for name in planned:
-            _settle_up({share: taken.get((name, level), 0) for level, share in self._levels[name].items()})
+        if sum(taken.values()) < plan.limit:  # everything is empty now
+            self._settle_up({}, {level for queue in plan.busy for level in queue.turns})
+        else:
+            got = {self._levels[key]: count for key, count in taken.items() if key in self._levels}
+            self._settle_up(got, self._emptied(plan, got))
+        if len(plan.busy) < len(self._turns):
+            self._pass_over(set(self._turns).difference(plan.busy))
 
-    def _plan_queue(self, name: str, queue: _Share, _: int) -> tuple[list[Lane], list[Lane]]:
-        levels = self._levels[name]
-        _share_out(queue.quota, levels.values())
-        probes = [Lane(name, level, 1) for level, share in levels.items() if not share.active]
-        active = [(level, share) for level, share in levels.items() if share.active]
-        active.sort(key=lambda pair: -_claim(pair[1]))
-        return probes, [Lane(name, level, share.quota) for level, share in active]
+    def _plan_in_order(self, limit: int, without: Collection[str]) -> list[Lane]:
+        if limit != self._in_order[0].quota:
+            self._in_order = [Lane(*level.key, limit) for queue in self._queues for level in queue.levels]
+        return [lane for lane in self._in_order if lane.queue not in without] if without else self._in_order
 
-    def _plan_strict_queue(self, name: str, queue: _Share, limit: int) -> tuple[list[Lane], list[Lane]]:
-        levels = self._levels[name]
-        if not queue.active:
-            # Among busy queues it is asked for one of each level; only in the receive in which it is noticed may a lower level then
-            # come before the rest of a higher one.
-            busy = any(share.active for share in self._queues.values())
-            return [Lane(name, level, 1 if busy else limit) for level in LEVELS], []
-        top = next(level for level in LEVELS if levels[level].active)
-        # Levels above `top` were empty. When it is the queue's turn, what came there meanwhile goes first, even beyond the queue's
-        # share; credit evens that out. Levels below `top` wait for pass 2.
-        above = limit if queue.quota else 0
-        return [], [Lane(name, level, above if level > top else queue.quota if level == top else 0) for level in LEVELS]
+    def _emptied(self, plan: Plan, got: Mapping[_Level, int]) -> set[_Level]:
+        """The lanes that a receive which brought all it was to bring has shown to be empty."""
+        probed = sorted((level for level in got if level.probed), key=_place)
+        asked = {**dict.fromkeys(probed, 1), **plan.quotas}
+        emptied: set[_Level] = set()
+        left = plan.limit
+        for level, quota in asked.items():
+            could = min(quota, left)
+            count = min(got.get(level, 0), could)
+            if count < could:
+                emptied.add(level)
+            left -= count
+        if left:  # these came in pass 2: all lanes before the last one that it reached are empty
+            order = [*probed, *(level for queue in plan.busy for level in queue.planned)]
+            reached = [place for place, level in enumerate(order) if got.get(level, 0) > asked.get(level, 0)]
+            if reached:
+                emptied.update(order[: reached[-1]])
+                emptied.discard(order[reached[-1]])
+        return emptied
 
-    def _learn_activity(self, limit: int, lanes: Sequence[Lane], taken: Mapping[LaneKey, int], total: int) -> None:
-        left = limit
-        last_of_pass_2 = -1
-        for at, lane in enumerate(lanes):
-            got = taken.get((lane.queue, lane.priority), 0)
-            could = min(lane.quota, left)
-            left -= min(got, could)
-            share = self._levels[lane.queue][lane.priority]
-            if got < could:
-                share.active = False
-            elif got:
-                share.active = True
-            if got > could:
-                last_of_pass_2 = at
-        for at, lane in enumerate(lanes):
-            if total < limit or at < last_of_pass_2:
-                self._levels[lane.queue][lane.priority].active = False
-        for name in {lane.queue for lane in lanes}:
-            self._queues[name].active = any(share.active for share in self._levels[name].values())
+    def _settle_up(self, got: Mapping[_Level, int], emptied: Collection[_Level]) -> None:
+        """Let marks move on, what is empty leave the turns, and what was found waiting join them."""
+        gave: dict[_Queue, int] = {}
+        found: dict[_Queue, list[_Level]] = {}
+        for level, count in got.items():
+            gave[level.queue] = gave.get(level.queue, 0) + count
+            if level.active:
+                level.mark += count * level.stride
+            elif level not in emptied:
+                found.setdefault(level.queue, []).append(level)
+        for level in emptied:
+            level.active = False
+            gave.setdefault(level.queue, 0)
+        if emptied or found:
+            self._probes = None
+        for queue, count in gave.items():
+            queue.mark += count * queue.stride
+            if emptied or found or len(queue.turns) > 1:
+                queue.set_turns(_in_turns(queue.turns, found.get(queue, ())))
+        new = [queue for queue in found if not queue.active]
+        for queue in gave if emptied else ():
+            queue.active = bool(queue.turns)
+        self._turns = _in_turns(self._turns, new)
 
-
-def _claim(share: _Share) -> float:
-    """What it is owed, for the order: credit first, then weight."""
-    return (share.credit + share.weight / 1e6) if share.active else -1e9
-
-
-def _share_out(slots: int, shares: Collection[_Share]) -> None:
-    """Set each quota: the slots by weight, corrected by credit, in whole numbers that sum to `slots`; 0 for inactive ones."""
-    active = [share for share in shares if share.active]
-    for share in shares:
-        share.quota = 0
-    weights = sum(share.weight for share in active)
-    if not active or slots <= 0:
-        return
-    due = {share: max(0.0, share.credit + slots * share.weight / weights) for share in active}
-    if not any(due.values()):  # the only ones left are in debt to others that are empty now
-        due = {share: share.weight for share in active}
-    scale = slots / sum(due.values())
-    for share in active:
-        share.quota = int(due[share] * scale + 1e-9)
-    left = slots - sum(share.quota for share in active)
-    active.sort(key=lambda share: (due[share] * scale - share.quota, share.weight), reverse=True)
-    for share in active[:left]:
-        share.quota += 1
+    def _pass_over(self, left_out: Collection[_Queue]) -> None:
+        """Queues that could not take their turn are not owed it: they go on where the others are now."""
+        now = next((queue.start for queue in self._turns if queue not in left_out), 0.0)
+        for queue in left_out:
+            queue.mark = max(queue.mark, now + queue.stride)
+        self._turns.sort(key=_mark)
 
 
-def _settle_up(taken: Mapping[_Share, int]) -> None:
-    """Credit each active share with what it was due of all that was taken, less what it got; nobody is owed what was not there."""
-    active = [share for share in taken if share.active]
-    weights = sum(share.weight for share in active)
-    total = sum(taken[share] for share in active)
-    for share, got in taken.items():
-        if not share.active:
-            share.credit = 0.0
-            continue
-        share.credit += total * share.weight / weights - got
-        bound = 2.0 * max(1, total)
-        share.credit = max(-bound, min(bound, share.credit))
+_S = TypeVar("_S", bound=_Share)
+_mark = attrgetter("mark")
+_place = attrgetter("place")
+
+
+def _share_out(slots: int, turns: Sequence[_S]) -> dict[_S, int]:
+    """Give slots away, each to whose turn it is. Return how many each got, in the order of turns, without zeros."""
+    if slots == 1 or len(turns) == 1:
+        return {turns[0]: slots}
+    rounds = slots // sum(share.weight for share in turns) if slots > len(turns) else 0
+    quotas = {share: rounds * share.weight for share in turns} if rounds else {}
+    marks = [(share.mark, place, share) for place, share in enumerate(turns[:slots])]  # in order, hence a heap
+    for _ in range(slots - sum(quotas.values())):
+        mark, place, share = marks[0]
+        quotas[share] = quotas.get(share, 0) + 1
+        heapreplace(marks, (mark + share.stride, place, share))
+    return quotas
+
+
+def _in_turns(turns: Sequence[_S], found: Sequence[_S]) -> list[_S]:
+    """Return those that are still active, the next one first, with those that were found waiting among them."""
+    going_on = [share for share in turns if share.active]
+    going_on.sort(key=_mark)
+    if found:  # they are owed nothing for when they were empty: they join where the others are
+        now = going_on[0].start if going_on else 0.0
+        for share in found:
+            share.active = True
+            share.mark = now + share.stride
+        going_on += found
+        going_on.sort(key=_mark)
+    return going_on

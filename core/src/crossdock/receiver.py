@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from crossdock.errors import BrokerClosed, BrokerUnavailable, CrossdockError
-from crossdock.lanes import Lanes
+from crossdock.lanes import LaneKey, Lanes
 from crossdock.spi import Broker, Clock, Delivery
 
 WAIT: Final = 10.0
@@ -109,7 +109,7 @@ class Receiver:
             return
         # Pass 2 of a receive may fill any lane, so a receive that includes a limited queue asks for no more than that
         # queue may take; the other queues then fill the rest.
-        others = self._lanes.plan(1, self._limits)
+        others = self._lanes.plan(1, self._limits).lanes
         got = await self._receive_from(min(free, *room), 0.0 if others else wait, without=full)
         if others and self._free:
             got += await self._receive_from(min(self._free, self._third), 0.0, without=self._limits)
@@ -117,13 +117,17 @@ class Receiver:
             await self._receive_from(min(free, *room), wait, without=full)
 
     async def _receive_from(self, limit: int, wait: float, without: set[str] | Mapping[str, int]) -> int:
-        lanes = self._lanes.plan(limit, without)
-        if not lanes:  # every queue is at its limit
+        plan = self._lanes.plan(limit, without)
+        if not plan.lanes:  # every queue is at its limit
             await self._until_free(self._free + 1)
             return 0
-        deliveries = await self._broker.receive(lanes, limit, wait)
-        taken = Counter((delivery.message.queue, delivery.message.priority) for delivery in deliveries)
-        self._lanes.record(limit, lanes, taken)
+        deliveries = await self._broker.receive(plan.lanes, limit, wait)
+        taken: dict[LaneKey, int] = {}
+        for delivery in deliveries:
+            message = delivery.message
+            lane = message.queue, message.priority
+            taken[lane] = taken.get(lane, 0) + 1
+        self._lanes.record(plan, taken)
         if not deliveries:
             self.empty_handed.set()
             return 0

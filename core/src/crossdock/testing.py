@@ -97,7 +97,7 @@ class Testing:
             if not names:
                 break
             lanes = Lanes([(self.app.queue(name), self.app.queue(name).weight) for name in names])
-            deliveries = await self._broker.receive(lanes.plan(SLOTS), SLOTS, 0.0)
+            deliveries = await self._broker.receive(lanes.plan(SLOTS).lanes, SLOTS, 0.0)
             executed += len(deliveries)
             self._executor.start(deliveries)
             await self._executor.idle()
