@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Generic, TypeVar
 
 T = TypeVar("T")
@@ -35,14 +35,13 @@ class Batcher(Generic[T]):
 
     def add(self, item: T) -> None:
         """Take an item in; it is flushed as soon as the rule allows."""
-        self._waiting.append(item)
-        if self._flusher is None:
-            self._flusher = asyncio.get_running_loop().create_task(self._run(), name="crossdock-batcher")
+        self.extend((item,))
 
-    def extend(self, items: list[T]) -> None:
+    def extend(self, items: Sequence[T]) -> None:
         """Take several items in."""
-        for item in items:
-            self.add(item)
+        self._waiting.extend(items)
+        if self._flusher is None and items:
+            self._flusher = asyncio.get_running_loop().create_task(self._run(), name="crossdock-batcher")
 
     async def drained(self) -> None:
         """Return when nothing is waiting or under way."""

@@ -195,14 +195,10 @@ class BrokerThread:
 
     def _take_endings(self) -> None:
         self._crossing = False
-        endings = self._endings
-        while endings:
-            delivery, settlement = endings.popleft()
-            self._receiver.release(delivery.message.queue)
-            if settlement is None:
-                self._keeper.release(delivery)
-            else:
-                self._settler.settle(settlement)
+        endings = [self._endings.popleft() for _ in range(len(self._endings))]
+        self._receiver.release([delivery for delivery, _ in endings])
+        self._keeper.release([delivery for delivery, settlement in endings if settlement is None])
+        self._settler.settle([settlement for _, settlement in endings if settlement is not None])
 
     def _stop_receiving(self, stopped: Future[None]) -> None:
         self._receiving.cancel()

@@ -19,9 +19,8 @@ class SystemClock:
         """Wall-clock milliseconds since the Unix epoch."""
         return time.time_ns() // 1_000_000
 
-    def monotonic(self) -> float:
-        """Seconds of the system's monotonic clock."""
-        return time.monotonic()
+    monotonic = staticmethod(time.monotonic)
+    """Seconds of the system's monotonic clock."""
 
     async def sleep(self, seconds: float) -> None:
         """Sleep in real time."""

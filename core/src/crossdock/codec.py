@@ -100,14 +100,15 @@ def decode(body: bytes) -> Envelope:
         Undecodable: Anything else is wrong with it.
     """
     check_limits(body)
+    json = body[:1] in _JSON_START
     try:
-        envelope = _decode_json(body) if body[:1] in _JSON_START else _decode_msgpack(body)
+        envelope = _decode_json(body) if json else _decode_msgpack(body)
     except (msgspec.MsgspecError, ConfigurationError, ValueError, RecursionError) as error:
         _refuse_newer_version(body)
         raise Undecodable(f"the body is no envelope: {error}") from error
     if envelope.version > WIRE_VERSION:
         _refuse_newer_version(body)
-    if envelope.args is _NO_ARGUMENTS and is_json(body):
+    if json and envelope.args is _NO_ARGUMENTS:
         return msgspec.structs.replace(envelope, args=_NO_JSON_ARGUMENTS)
     return envelope
 
@@ -188,19 +189,17 @@ def check_limits(body: bytes, *, enqueued: bool = False) -> None:
         Undecodable: The text names the limit.
     """
     size = len(body)
+    json = body[:1] in _JSON_START
+    if not json and size <= MAX_ELEMENTS and len(body.translate(None, _NOT_CONTAINERS)) <= MAX_DEPTH:
+        return
     max_size, max_elements = MAX_BODY, MAX_ELEMENTS
     if not enqueued:
         max_size, max_elements = MAX_BODY + HISTORY_BYTES, MAX_ELEMENTS + HISTORY_ELEMENTS
     if size > max_size:
         raise Undecodable(f"the body has {size:,} bytes, the limit is {max_size:,}")
-    if body[:1] in _JSON_START:
-        if body.count(b"[") + body.count(b"{") <= MAX_DEPTH and size <= max_elements:
-            return
-        depth, elements = _measure_json(body)
-    elif size > max_elements or len(body.translate(None, _NOT_CONTAINERS)) > MAX_DEPTH:
-        depth, elements = _measure_msgpack(body, max_elements)
-    else:
+    if json and size <= max_elements and body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
         return
+    depth, elements = _measure_json(body) if json else _measure_msgpack(body, max_elements)
     if depth > MAX_DEPTH:
         raise Undecodable(f"the body is nested {depth:,} or more levels deep, the limit is {MAX_DEPTH}")
     if elements > max_elements:

@@ -8,6 +8,8 @@ import random
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from crossdock import codec, letters
 from crossdock.codec import Envelope
 from crossdock.errors import InvalidArguments, InvalidTask, TaskCancelled, TaskTimeout, Undecodable, UnknownTask, UnsupportedVersion
@@ -28,34 +30,23 @@ UNKNOWN_TASK_LIMIT_MS: Final = 24 * 3600 * 1000
 _log = logging.getLogger("crossdock.worker")
 
 
-class Execution:
+class Execution(msgspec.Struct, eq=False):
     """A delivery that is being executed; also the `Context` that its handler sees."""
 
-    __slots__ = ("arguments", "asyncio_task", "cancelled_for", "deadline", "delivery", "ended", "envelope", "started", "target")
-
-    def __init__(
-        self,
-        delivery: Delivery,
-        envelope: Envelope,
-        target: Task[Any, Any],
-        arguments: dict[str, Any],
-        started: float,
-        deadline: float | None,
-    ) -> None:
-        self.delivery = delivery
-        self.envelope = envelope
-        self.target = target
-        """The registered task that is executed."""
-        self.arguments = arguments
-        self.started = started
-        """By the clock's monotonic seconds."""
-        self.deadline = deadline
-        """When its timeout ends, or None."""
-        self.asyncio_task: asyncio.Task[None] | None = None
-        self.cancelled_for: str = ""
-        """Why we cancelled it: `timeout`, `lease`, `shutdown`, or "" if we did not."""
-        self.ended = False
-        """Set by its one ending; what the handler does later changes nothing."""
+    delivery: Delivery
+    envelope: Envelope
+    target: Task[Any, Any]
+    """The registered task that is executed."""
+    arguments: dict[str, Any]
+    started: float
+    """By the clock's monotonic seconds."""
+    deadline: float | None
+    """When its timeout ends, or None."""
+    asyncio_task: asyncio.Task[None] | None = None
+    cancelled_for: str = ""
+    """Why we cancelled it: `timeout`, `lease`, `shutdown`, or "" if we did not."""
+    ended: bool = False
+    """Set by its one ending; what the handler does later changes nothing."""
 
     # --- Context ---
 

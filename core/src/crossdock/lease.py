@@ -4,8 +4,10 @@ blocks the worker's own loop costs no lease."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
+
+import msgspec
 
 from crossdock.errors import BrokerClosed, CrossdockError
 from crossdock.spi import Broker, Clock, Delivery
@@ -18,16 +20,6 @@ LOOKS_PER_LEASE: Final = 8
 """How often in the shortest lease the keeper looks through what is in hand. Most tasks end before the first look and cost a dict entry."""
 
 _log = logging.getLogger("crossdock.worker")
-
-
-class _Held:
-    __slots__ = ("delivery", "extend_at", "lease", "until")
-
-    def __init__(self, delivery: Delivery, lease: float, now: float) -> None:
-        self.delivery = delivery
-        self.lease = lease
-        self.until = delivery.lease_until
-        self.extend_at = now + lease * EXTEND_AFTER
 
 
 class LeaseKeeper:
@@ -55,7 +47,7 @@ class LeaseKeeper:
         self._pause = shortest / LOOKS_PER_LEASE
         self._lost = lost
         self._clock = clock
-        self._held: dict[object, _Held] = {}
+        self._held: dict[object, Delivery] = {}  # their `lease_until` moves on with each extension
 
     @property
     def holds_nothing(self) -> bool:
@@ -64,38 +56,42 @@ class LeaseKeeper:
 
     def hold(self, deliveries: Sequence[Delivery]) -> None:
         """Keep these leases from now on."""
-        now = self._clock.monotonic()
         for delivery in deliveries:
-            self._held[delivery.receipt] = _Held(delivery, self._lease_of(delivery.message.queue), now)
+            self._held[delivery.receipt] = delivery
 
-    def release(self, delivery: Delivery) -> None:
-        """This one is settled, or lost."""
-        self._held.pop(delivery.receipt, None)
+    def release(self, deliveries: Iterable[Delivery]) -> None:
+        """These are settled, or lost."""
+        for delivery in deliveries:
+            self._held.pop(delivery.receipt, None)
 
     async def run(self) -> None:
         """Keep leases until cancelled."""
         while True:
             await self._clock.sleep(self._pause)
             now = self._clock.monotonic()
-            due = [held for held in self._held.values() if held.extend_at <= now]
+            due = [delivery for delivery in self._held.values() if self._is_due(delivery, now)]
             if due:
                 await self._extend(due, now)
 
-    async def _extend(self, due: Sequence[_Held], now: float) -> None:
+    def _is_due(self, delivery: Delivery, now: float) -> bool:
+        return delivery.lease_until - now <= self._lease_of(delivery.message.queue) * (1 - EXTEND_AFTER)
+
+    async def _extend(self, due: Sequence[Delivery], now: float) -> None:
         lost: set[object] = set()
         try:
-            refusals = await self._broker.extend([held.delivery for held in due])
+            refusals = await self._broker.extend(due)
         except BrokerClosed:
             raise
         except CrossdockError as error:
             # Nothing was attempted: each lease is still ours until the time we reckon with.
             _log.warning("%d leases could not be extended, will try again: %s", len(due), error)
-            lost = {held.delivery.receipt for held in due if held.until <= now}
+            lost = {delivery.receipt for delivery in due if delivery.lease_until <= now}
         else:
-            lost = {due[refusal.index].delivery.receipt for refusal in refusals}
-            for held in due:
-                held.until = now + held.lease * (1 - MARGIN)
-                held.extend_at = now + held.lease * EXTEND_AFTER
+            lost = {due[refusal.index].receipt for refusal in refusals}
+            for delivery in due:
+                if delivery.receipt in self._held:
+                    until = now + self._lease_of(delivery.message.queue) * (1 - MARGIN)
+                    self._held[delivery.receipt] = msgspec.structs.replace(delivery, lease_until=until)
         # A delivery that was settled meanwhile is no longer held, and no loss.
         lost &= self._held.keys()
         for receipt in lost:

@@ -62,11 +62,11 @@ class Receiver:
         self.empty_handed = asyncio.Event()
         """Set when the last receive brought nothing though it could have brought something."""
 
-    def release(self, queue: str) -> None:
-        """A message of this queue is no longer in hand: its slot is free."""
-        self._free += 1
-        if queue in self._limits:
-            self._in_hand[queue] -= 1
+    def release(self, deliveries: Sequence[Delivery]) -> None:
+        """These are no longer in hand: their slots are free."""
+        self._free += len(deliveries)
+        for delivery in deliveries if self._limits else ():
+            self._in_hand[delivery.message.queue] -= 1
         self._freed.set()
 
     async def run(self, wait: float = WAIT) -> None:

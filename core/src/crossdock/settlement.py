@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from crossdock.batching import Batcher
@@ -21,13 +21,13 @@ class Settler:
 
     Args:
         broker: Open, in this loop.
-        settled: Told of every delivery whose ending the broker has, or will never take.
+        settled: Told of deliveries whose ending the broker has, or will never take.
         refused: Told of every delivery whose ending was refused because its lease was lost.
         clock: For pauses.
     """
 
     def __init__(
-        self, broker: Broker, *, settled: Callable[[Delivery], None], refused: Callable[[Delivery], None], clock: Clock
+        self, broker: Broker, *, settled: Callable[[Iterable[Delivery]], None], refused: Callable[[Delivery], None], clock: Clock
     ) -> None:
         self._broker = broker
         self._settled = settled
@@ -36,9 +36,9 @@ class Settler:
         self._batcher: Batcher[Settlement] = Batcher(self._flush, _size)
         self._giving_up = False
 
-    def settle(self, settlement: Settlement) -> None:
-        """Take an ending; it is sent at once, or with the next batch."""
-        self._batcher.add(settlement)
+    def settle(self, settlements: Sequence[Settlement]) -> None:
+        """Take endings; they are sent at once, or with the next batch."""
+        self._batcher.extend(settlements)
 
     async def drained(self) -> None:
         """Return when every ending taken so far is with the broker."""
@@ -64,19 +64,15 @@ class Settler:
             except Exception:
                 _log.exception("the backend failed to settle %d tasks; they will be delivered again", len(batch))
                 break
-            again: list[Settlement] = []
-            refused = {refusal.index: refusal.error for refusal in refusals}
-            for index, settlement in enumerate(batch):
-                refusal = refused.get(index)
-                if isinstance(refusal, SettleUnknown) and not self._giving_up:
-                    again.append(settlement)
-                    continue
-                if refusal is not None:
-                    self._explain(settlement, refusal)
-                self._settled(settlement.delivery)
-            batch = again
-        for settlement in batch:
-            self._settled(settlement.delivery)
+            again: set[int] = set()
+            for refusal in refusals:
+                if isinstance(refusal.error, SettleUnknown) and not self._giving_up:
+                    again.add(refusal.index)
+                else:
+                    self._explain(batch[refusal.index], refusal.error)
+            self._settled([settlement.delivery for index, settlement in enumerate(batch) if index not in again])
+            batch = [batch[index] for index in sorted(again)]
+        self._settled([settlement.delivery for settlement in batch])
 
     def _explain(self, settlement: Settlement, error: CrossdockError) -> None:
         message = settlement.delivery.message

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
+from msgspec.structs import asdict
 
 from crossdock.errors import InvalidArguments, InvalidTask
 
@@ -103,7 +104,10 @@ class Payload:
         except TypeError as error:
             raise InvalidArguments(f"task {self._task!r}: {error}; its signature is {self._signature}") from error
         encoded = self._encode(call)
-        self._decode(self._decode_msgpack, encoded)  # what the worker will do, done where a mistake can still be told to its author
+        try:
+            self._decode_msgpack(encoded)  # what the worker will do, done where a mistake can still be told to its author
+        except Exception as error:
+            raise self._unreadable(error) from error
         return encoded
 
     def encode_plain(self, arguments: Mapping[str, Any]) -> bytes:
@@ -112,7 +116,11 @@ class Payload:
         Raises:
             InvalidArguments: They do not fit; the text names the parameter.
         """
-        return self._encode(self._decode(lambda plain: msgspec.convert(plain, self._type, strict=True), arguments))
+        try:
+            call = msgspec.convert(arguments, self._type, strict=True)
+        except Exception as error:
+            raise self._unreadable(error) from error
+        return self._encode(call)
 
     def decode(self, raw: msgspec.Raw, *, json: bool) -> dict[str, Any]:
         """Read arguments at the worker.
@@ -120,7 +128,10 @@ class Payload:
         Raises:
             InvalidArguments: They do not fit the function as it is here; the text names the parameter.
         """
-        arguments = msgspec.structs.asdict(self._decode(self._decode_json if json else self._decode_msgpack, raw))
+        try:
+            arguments = asdict(self._decode_json(raw) if json else self._decode_msgpack(raw))
+        except Exception as error:
+            raise self._unreadable(error) from error
         if self._optional:
             return {name: value for name, value in arguments.items() if value is not UNSET}
         return arguments
@@ -131,15 +142,10 @@ class Payload:
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise InvalidArguments(f"task {self._task!r}: {self._unencodable(call)}: {error}") from error
 
-    def _decode(self, decode: Callable[[Any], msgspec.Struct], source: object) -> msgspec.Struct:
-        try:
-            return decode(source)
-        except msgspec.ValidationError as error:
-            raise self._misfit(error) from error
-        except Exception as error:  # also what the __post_init__ of a user's class raises
-            raise InvalidArguments(f"task {self._task!r}: the arguments cannot be read: {error}") from error
-
-    def _misfit(self, error: msgspec.ValidationError) -> InvalidArguments:
+    def _unreadable(self, error: Exception) -> InvalidArguments:
+        """What a decoder raised, in our words. It may be anything: a user's class can have a `__post_init__`."""
+        if not isinstance(error, msgspec.ValidationError):
+            return InvalidArguments(f"task {self._task!r}: the arguments cannot be read: {error}")
         match = _AT.match(str(error))
         what, where = (match["what"], match["where"]) if match else (str(error), None)
         what = what if where else _WHOLE_CALL.sub(r"the call \1 parameter", what)
@@ -147,7 +153,7 @@ class Payload:
         return InvalidArguments(f"task {self._task!r}: {place}{what}; its signature is {self._signature}")
 
     def _unencodable(self, call: msgspec.Struct) -> str:
-        for name, value in msgspec.structs.asdict(call).items():
+        for name, value in asdict(call).items():
             try:
                 _encode(None if value is UNSET else value)
             except (TypeError, ValueError, OverflowError, RecursionError):
