@@ -99,8 +99,9 @@ def decode(body: bytes) -> Envelope:
         UnsupportedVersion: It was written by a newer major version.
         Undecodable: Anything else is wrong with it.
     """
-    check_limits(body)
     json = body[:1] in _JSON_START
+    if json or len(body) > MAX_ELEMENTS or len(body.translate(None, _NOT_CONTAINERS)) > MAX_DEPTH:
+        check_limits(body)
     try:
         envelope = _decode_json(body) if json else _decode_msgpack(body)
     except (msgspec.MsgspecError, ConfigurationError, ValueError, RecursionError) as error:

@@ -77,9 +77,10 @@ class Executor:
 
     def start(self, deliveries: Iterable[Delivery]) -> None:
         """Begin executing; returns at once."""
+        begin, create_task = self._judge.begin, self._loop.create_task
         for delivery in deliveries:
             try:
-                begun = self._judge.begin(delivery)
+                begun = begin(delivery)
             except Exception:
                 # A fault of ours. Its lease runs out, and the delivery count sees to it that this ends.
                 _log.exception("message %s of queue %r could not be begun", delivery.message.id, delivery.message.queue)
@@ -92,7 +93,7 @@ class Executor:
             if begun.deadline is not None and begun.deadline < self._alarm_at:
                 self._set_alarm(begun.deadline)
             if begun.target.is_async or self._chain is not None:
-                begun.asyncio_task = self._loop.create_task(self._run(begun))
+                begun.asyncio_task = create_task(self._run(begun))
             else:
                 self._submit(begun, self._collect)
         if self._running:
@@ -199,6 +200,7 @@ class Executor:
 
     def _ended(self, execution: Execution, error: BaseException | None) -> None:
         """The handler returned or raised."""
+        execution.asyncio_task = None  # whose context holds the execution: a cycle that only the garbage collector would find
         if execution.ended:
             self._forget_abandoned(execution)
             return

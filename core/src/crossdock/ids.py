@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import random
 
+from crossdock.forks import forget_after_fork
 from crossdock.spi import Clock
 
 
@@ -20,14 +20,16 @@ class IdSource:
     def __init__(self, clock: Clock, rng: random.Random | None = None) -> None:
         self._clock = clock
         self._rng = rng or random.Random()
-        self._seeded_by = os.getpid() if rng is None else None
+        if rng is None:
+            forget_after_fork(self)
 
     def __call__(self) -> str:
         """Return a new id: 36 characters, e.g. `019a8b7c-5a31-7c2e-9f10-2f6a1c0e8d44`."""
-        if self._seeded_by is not None and self._seeded_by != os.getpid():
-            self._rng.seed()
-            self._seeded_by = os.getpid()
         bits = self._rng.getrandbits(74)
         number = (self._clock.time_ms() << 80) | (0x7 << 76) | ((bits >> 62) << 64) | (0b10 << 62) | (bits & 0x3FFF_FFFF_FFFF_FFFF)
         text = f"{number:032x}"
         return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+    def forget(self) -> None:
+        """In a forked child: draw from another seed than the parent."""
+        self._rng.seed()
