@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
+import gc
 import itertools
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -132,6 +135,34 @@ def wrap(app: App, wrapper: type[WrappedBroker]) -> list[WrappedBroker]:
 
 
 # --- executing ---
+
+
+@pytest.mark.asyncio
+async def test_a_task_that_ended_leaves_nothing_to_the_garbage_collector(url: str) -> None:
+    """What a handler put into its context is gone with it, however it ended; else a busy worker would grow and collect all the time."""
+    app, kept = App(url), contextvars.ContextVar[object]("kept")
+    left: list[weakref.ref[object]] = []
+
+    class Kept: ...
+
+    @app.task(retry=RetryPolicy.fixed(max_attempts=1))
+    async def handler(fail: bool) -> None:
+        mine = Kept()
+        kept.set(mine)
+        left.append(weakref.ref(mine))
+        if fail:
+            raise ValueError("no")
+
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(20):
+            await handler.enqueue(number % 2 == 0)
+        await work_off(app)
+        assert len(left) == 20
+        assert [ref for ref in left if ref() is not None] == []
+    finally:
+        gc.enable()
 
 
 @pytest.mark.asyncio

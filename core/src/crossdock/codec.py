@@ -27,7 +27,7 @@ HISTORY_BYTES: Final = 64 * 1024
 HISTORY_ELEMENTS: Final = 1000
 """Likewise for `MAX_ELEMENTS`."""
 
-_JSON_START = b"{ \t\r\n"
+_JSON_START = frozenset([b"{", b" ", b"\t", b"\r", b"\n"])
 _NO_ARGUMENTS = msgspec.Raw(b"\x80")
 _NO_JSON_ARGUMENTS = msgspec.Raw(b"{}")
 
@@ -89,7 +89,7 @@ def encode(envelope: Envelope) -> bytes:
 
 def is_json(body: bytes) -> bool:
     """Tell whether a body is written in JSON rather than MessagePack."""
-    return body[:1] in _JSON_START and body != b""
+    return body[:1] in _JSON_START
 
 
 def decode(body: bytes) -> Envelope:
@@ -99,9 +99,8 @@ def decode(body: bytes) -> Envelope:
         UnsupportedVersion: It was written by a newer major version.
         Undecodable: Anything else is wrong with it.
     """
+    check_limits(body)
     json = body[:1] in _JSON_START
-    if json or len(body) > MAX_ELEMENTS or len(body.translate(None, _NOT_CONTAINERS)) > MAX_DEPTH:
-        check_limits(body)
     try:
         envelope = _decode_json(body) if json else _decode_msgpack(body)
     except (msgspec.MsgspecError, ConfigurationError, ValueError, RecursionError) as error:
