@@ -71,16 +71,22 @@ class _Queue(_Share):
         self.place = place
         self.strict = queue.priorities == "strict"
         self.levels = [_Level(self, level) for level in LEVELS]
-        self.set_turns(self.levels)
+        self.set_turns(self.levels.copy())
 
     def set_turns(self, turns: list[_Level]) -> None:
         """Say which levels are active, the next one first."""
         self.turns = turns
         self.planned = self.levels if self.strict and turns else turns
         """The levels that are not just probed, in the order in which plans have them."""
-        self.ask_none = [level.ask_none for level in self.planned]
         for level in self.levels:
             level.probed = level not in self.planned
+        self.ask_none = [level.ask_none for level in self.planned]
+        """Stands for it in plans that ask it for nothing."""
+
+    def sort_turns(self) -> None:
+        """Bring its levels into order after marks moved on."""
+        self.turns.sort(key=_mark)
+        self.ask_none = [level.ask_none for level in self.planned]
 
     def share_out(self, quota: int, limit: int) -> dict[_Level, int]:
         """What its levels are asked for, in order, when it is its turn for `quota` messages of `limit`."""
@@ -221,8 +227,10 @@ class Lanes:
             self._probes = None
         for queue, count in gave.items():
             queue.mark += count * queue.stride
-            if emptied or found or len(queue.turns) > 1:
+            if emptied or found:
                 queue.set_turns(_in_turns(queue.turns, found.get(queue, ())))
+            elif len(queue.turns) > 1:
+                queue.sort_turns()
         new = [queue for queue in found if not queue.active]
         for queue in gave if emptied else ():
             queue.active = bool(queue.turns)
