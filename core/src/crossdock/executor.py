@@ -58,6 +58,7 @@ class Executor:
         self._running: dict[object, Execution] = {}
         self._abandoned: set[Execution] = set()
         self._returned: deque[tuple[Execution, BaseException | None]] = deque()
+        self._returning = False
         self._alarm: asyncio.Task[None] | None = None
         self._alarm_at = float("inf")
         self._idle = asyncio.Event()
@@ -185,7 +186,9 @@ class Executor:
     def _collect(self, execution: Execution, _: Any, error: BaseException | None) -> None:
         """In a handler's thread: hand its ending over to the loop."""
         self._returned.append((execution, error))
-        self._to_loop(self._end_returned)
+        if not self._returning:
+            self._returning = True
+            self._to_loop(self._end_returned)
 
     def _to_loop(self, callback: Callable[..., None], *args: Any) -> None:
         # The loop is closed if an abandoned handler ends after the worker; then nobody is left to tell.
@@ -193,6 +196,7 @@ class Executor:
             self._loop.call_soon_threadsafe(callback, *args)
 
     def _end_returned(self) -> None:
+        self._returning = False  # before looking: what is appended from now on calls again
         while self._returned:
             self._ended(*self._returned.popleft())
 

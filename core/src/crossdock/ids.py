@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import random
+from typing import Final
 
 from crossdock.forks import forget_after_fork
 from crossdock.spi import Clock
+
+_VERSION_AND_VARIANT: Final = 0x7 << 76 | 0b10 << 62
+_RANDOM: Final = (1 << 80) - 1 ^ (0xF << 76 | 0b11 << 62)
 
 
 class IdSource:
@@ -25,9 +29,7 @@ class IdSource:
 
     def __call__(self) -> str:
         """Return a new id: 36 characters, e.g. `019a8b7c-5a31-7c2e-9f10-2f6a1c0e8d44`."""
-        bits = self._rng.getrandbits(74)
-        number = (self._clock.time_ms() << 80) | (0x7 << 76) | ((bits >> 62) << 64) | (0b10 << 62) | (bits & 0x3FFF_FFFF_FFFF_FFFF)
-        text = f"{number:032x}"
+        text = f"{self._clock.time_ms() << 80 | self._rng.getrandbits(80) & _RANDOM | _VERSION_AND_VARIANT:032x}"
         return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
     def forget(self) -> None:
