@@ -112,6 +112,19 @@ def test_more_queues_than_slots() -> None:
     assert model.share_of_level(NORMAL) == pytest.approx(200 / 3, abs=1)
 
 
+@pytest.mark.parametrize(("slots", "portion"), [(3, 1), (8, 2), (33, 4)])
+def test_of_very_many_queues_few_are_asked_at_a_time(slots: int, portion: int) -> None:
+    """Several slots each, where there are slots for that; few slots go one by one. Nobody is ever ahead by more than such a portion."""
+    names = [f"q{number}" for number in range(50)]
+    model = Model(weighted(dict.fromkeys(names, 1)), full(names, [NORMAL]))
+    model.receive_in_all(1000, slots)  # from here on it is known that only NORMAL waits
+    for _ in range(50):
+        assert len(model.receive(slots)) <= -(-slots // portion)
+    model.receive_in_all(4000, slots)
+    counts = [model.got[name, NORMAL] for name in names]
+    assert max(counts) - min(counts) <= 2 * portion
+
+
 @pytest.mark.parametrize("slots", [1, 100])
 def test_very_different_weights(slots: int) -> None:
     """1,000 : 1 gives the small one its thousandth, neither more nor nothing."""

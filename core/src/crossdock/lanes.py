@@ -20,6 +20,9 @@ from crossdock.spi import LEVELS, Lane, Priority
 
 LEVEL_SHARES: Final = {Priority.CRITICAL: 6, Priority.HIGH: 4, Priority.NORMAL: 2, Priority.LOW: 1}
 
+PORTION: Final = 4
+"""Slots that a queue gets in its turn, where very many queues wait: a message of one queue alone costs a broker as much as several."""
+
 LaneKey = tuple[str, Priority]
 
 
@@ -152,7 +155,7 @@ class Lanes:
             lanes = [lane for lane in lanes if lane.queue not in without]
         quotas: dict[_Level, int] = {}
         if busy:
-            shares = _share_out(limit, busy)
+            shares = _share_out(limit, busy, _portion(limit, len(busy)))
             for queue, quota in shares.items():
                 quotas_here = queue.share_out(quota, limit)
                 lanes += [level.ask(quotas_here.get(level, 0)) for level in queue.planned]
@@ -249,17 +252,25 @@ _mark = attrgetter("mark")
 _place = attrgetter("place")
 
 
-def _share_out(slots: int, turns: Sequence[_S]) -> dict[_S, int]:
-    """Give slots away, each to whose turn it is. Return how many each got, in the order of turns, without zeros."""
+def _portion(slots: int, queues: int) -> int:
+    """How many slots a queue gets in its turn, where each of so many queues cannot get `PORTION` at once. Few slots go one by one."""
+    return max(1, min(PORTION, slots // PORTION)) if slots < PORTION * queues else 1
+
+
+def _share_out(slots: int, turns: Sequence[_S], portion: int = 1) -> dict[_S, int]:
+    """Give slots away, a portion to whose turn it is. Return how many each got, in the order of turns, without zeros."""
     if slots == 1 or len(turns) == 1:
         return {turns[0]: slots}
     rounds = slots // sum(share.weight for share in turns) if slots > len(turns) else 0
     quotas = {share: rounds * share.weight for share in turns} if rounds else {}
     marks = [(share.mark, place, share) for place, share in enumerate(turns[:slots])]  # in order, hence a heap
-    for _ in range(slots - sum(quotas.values())):
+    left = slots - sum(quotas.values())
+    while left:
         mark, place, share = marks[0]
-        quotas[share] = quotas.get(share, 0) + 1
-        heapreplace(marks, (mark + share.stride, place, share))
+        quota = min(portion, left)
+        quotas[share] = quotas.get(share, 0) + quota
+        left -= quota
+        heapreplace(marks, (mark + quota * share.stride, place, share))
     return quotas
 
 
