@@ -31,6 +31,7 @@ CONSTRAINTS = ROOT / "constraints.txt"
 PLACES = [str(file.parent.relative_to(ROOT)) for file in project_files()]  # "." is the meta-distribution, which has no code
 CODE = PLACES[1:]
 SUITE = "conformance_tests"
+BACKENDS = [place for place in CODE if place.startswith("backends/")]
 EXAMPLE = "docs/examples/crossdock-plainfiles"
 THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 OTHER_PYTHONS = [version for version in ("3.11", "3.12", "3.13") if version != THIS_PYTHON]
@@ -42,11 +43,12 @@ BUDGETS = {
     "versions": 5,
     "lint": 15,
     "types": 90,
-    f"tests-{THIS_PYTHON}": 260,
-    "conformance": 270,
-    "docs": 160,
-    "demo": 90,
-    "package": 150,
+    f"tests-{THIS_PYTHON}": 200,
+    "conformance": 240,
+    "redis": 220,
+    "docs": 110,
+    "demo": 75,
+    "package": 120,
 }
 assert sum(BUDGETS.values()) < CI_LIMIT
 
@@ -213,9 +215,9 @@ def types(session: nox.Session) -> None:
 @nox.session(python=PYTHONS)
 @part
 def tests(session: nox.Session) -> None:
-    """pytest on every distribution and the examples, all siblings installed. What follows -- goes to pytest."""
+    """pytest on every distribution that needs no server, and the examples. What follows -- goes to pytest."""
     install(session, "test", siblings=True)
-    pytest(session, *(f"{place}/tests" for place in CODE if place != SUITE), "examples/tests")
+    pytest(session, *(f"{place}/tests" for place in CODE if place not in (SUITE, *BACKENDS)), "examples/tests")
 
 
 @nox.session
@@ -227,6 +229,14 @@ def conformance(session: nox.Session) -> None:
         run_each(session, *(["crossdock", "conformance", url] for url in urls))
     else:
         pytest(session, f"{SUITE}/tests", "-n", "2")
+
+
+@nox.session
+@part
+def redis(session: nox.Session) -> None:
+    """The Redis backend on real servers, each version that is found or that CROSSDOCK_REQUIRE names: the suite, and its own tests."""
+    install(session, "test", "servers", siblings=True)
+    pytest(session, "backends/redis/tests", "-n", "8")
 
 
 @nox.session
@@ -295,9 +305,11 @@ def with_siblings(name: str, projects: dict[str, dict[str, Any]]) -> list[str]:
 @nox.session
 @part
 def bench(session: nox.Session) -> None:
-    """Measure memory and SQLite. What follows -- goes to the benchmark."""
-    install(session, siblings=True)
-    session.run("python", "core/benchmarks/run.py", *session.posargs)
+    """Measure memory, SQLite and, where a server is found, Redis. What follows -- goes to the benchmark; --scale is another one."""
+    install(session, "servers", siblings=True)
+    options = [argument for argument in session.posargs if argument != "--scale"]
+    program = "backends/redis/benchmarks/scale.py" if "--scale" in session.posargs else "core/benchmarks/run.py"
+    session.run("python", program, *options)
 
 
 @nox.session(venv_backend="none")

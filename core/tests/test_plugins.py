@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import re
 import sys
 from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import pytest
@@ -136,19 +138,32 @@ def test_a_bad_namespace(install: Install) -> None:
         create_broker("fake://host", namespace="a.b")
 
 
+REDIS = ("redis", "rediss", "unix", "valkey", "valkeys", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
+
+
+def without_server_backends(group: str) -> list[EntryPoint]:
+    """What is installed, but for the backends of this repository that are distributions of their own."""
+    owners = {"crossdock-core", "crossdock-fake"}
+    return [each for each in entry_points(group=group) if each.dist is not None and each.dist.name in owners]
+
+
 @pytest.mark.parametrize(
     ("scheme", "said"),
     [
         ("amqps", r"^no installed backend serves amqps:// URLs: install crossdock-rabbitmq$"),
         ("nats", "install crossdock-nats"),
+        *((scheme, rf"^no installed backend serves {re.escape(scheme)}:// URLs: install crossdock-redis$") for scheme in REDIS),
         ("fakex", r"did you mean fakes?://\?"),
         ("reddis", r"did you mean redis:// \(install crossdock-redis\)\?"),
+        ("valky", r"did you mean valkey:// \(install crossdock-redis\)\?"),
+        ("redis+clusters", r"did you mean redis\+cluster:// \(install crossdock-redis\)\?"),
         ("zzz", "installed are .*fake"),
     ],
 )
-def test_an_unknown_scheme_says_what_to_do(install: Install, scheme: str, said: str) -> None:
+def test_an_unknown_scheme_says_what_to_do(install: Install, monkeypatch: pytest.MonkeyPatch, scheme: str, said: str) -> None:
     """What to install for known schemes, the nearest one for misspellings, what there is otherwise."""
     install(GOOD, ("fake", "fakes"))
+    monkeypatch.setattr(plugins, "entry_points", without_server_backends)
     with pytest.raises(UnknownBackend, match=said):
         create_broker(f"{scheme}://host")
 

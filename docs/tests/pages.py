@@ -100,9 +100,10 @@ def read_page(name: str) -> Page:
 
 
 def all_pages() -> list[Page]:
-    """The README and everything below `docs/`, but not what belongs to tests and examples."""
+    """The README, those of the backends, and everything below `docs/`, but not what belongs to tests and examples."""
     folders = ("adr", "explanation", "how-to", "reference", "tutorial")
-    names = ["README.md", *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").glob("*.md")))]
+    paths = [*sorted((ROOT / "backends").glob("*/README.md")), *sorted((ROOT / "docs").glob("*.md"))]
+    names = ["README.md", *(path.relative_to(ROOT).as_posix() for path in paths)]
     for folder in folders:
         names += [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs" / folder).rglob("*.md"))]
     return [read_page(name) for name in names]

@@ -13,10 +13,15 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
+import redis_of_reader
 from pages import ROOT, Page, all_pages, read_page
 from run_page import Mismatch, check, commands
+
+from crossdock_conformance.servers import ServerNotFound
+from crossdock_conformance.servers.fixtures import skip_or_fail
 
 RUN_PAGE = ROOT / "docs" / "tests" / "run_page.py"
 PATIENCE = 55.0
@@ -39,19 +44,29 @@ def follow(page: Page, place: Path) -> subprocess.CompletedProcess[str]:
     """Execute a page as a reader would.
 
     There is this installation, a home of one's own, no settings, and a folder that is empty but for the examples of the documentation.
-    Whatever pip installs comes from the disk, and goes to a folder of its own.
+    Whatever pip installs comes from the disk, and goes to a folder of its own. A page that mentions Redis has a server.
 
     Args:
         page: The page.
         place: Where to put home and folders.
+
+    Raises:
+        ServerNotFound: The page needs a server, and there is none.
     """
+    if redis_of_reader.is_needed(page):
+        with redis_of_reader.started(page, place / "redis") as (with_address, programs):
+            return _follow(with_address, place, programs)
+    return _follow(page, place)
+
+
+def _follow(page: Page, place: Path, *programs: Path) -> subprocess.CompletedProcess[str]:
     tools = Path(sys.executable).parent
     assert (tools / "crossdock").exists(), f"there is no command crossdock beside {sys.executable}: install crossdock-cli"
     home, plugins, folder = place / "home", place / "plugins", place / "work"
     home.mkdir()
     shutil.copytree(ROOT / "docs" / "examples", folder / "docs" / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     environment = {name: value for name, value in os.environ.items() if name in ("LD_LIBRARY_PATH", "TMPDIR")} | {
-        "PATH": os.pathsep.join([str(tools), os.environ.get("PATH", os.defpath)]),
+        "PATH": os.pathsep.join([*map(str, programs), str(tools), os.environ.get("PATH", os.defpath)]),
         "HOME": str(home),
         "LANG": "C.UTF-8",
         "TZ": "UTC",
@@ -94,10 +109,13 @@ def followed(
 
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: page.name)
 def test_snippets_and_commands_do_what_the_page_says(
-    page: Page, followed: dict[str, Future[subprocess.CompletedProcess[str]]]
+    page: Page, followed: dict[str, Future[subprocess.CompletedProcess[str]]], pytestconfig: pytest.Config
 ) -> None:
     """A reader who follows the page gets what it shows."""
-    ended = followed[page.name].result()
+    try:
+        ended = followed[page.name].result()
+    except ServerNotFound as error:
+        skip_or_fail(error, pytestconfig)
 
     assert ended.returncode == 0, ended.stderr
     assert not ended.stderr, f"{page.name} left something unclean:\n{ended.stderr}"
@@ -199,6 +217,40 @@ def test_nothing_outlives_a_page(tmp_path: Path) -> None:
         assert os.read(reader, 1) == b""
     finally:
         os.close(reader)
+
+
+def test_a_page_that_mentions_redis_has_one(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    """It is empty, `redis-cli` asks it and answers as on a terminal, and the address on the page leads to it."""
+    asked = '$ redis-cli DBSIZE\n(integer) 0\n$ redis-cli RPUSH list a\n(integer) 1\n$ redis-cli LRANGE list 0 9\n1) "a"\n'
+    page = write_page(f"'''console\n{asked}$ redis-cli --raw -u redis://localhost:6379/0 LRANGE list 0 9\na\n'''\n", tmp_path)
+    try:
+        ended = follow(page, tmp_path)
+    except ServerNotFound as error:
+        skip_or_fail(error, pytestconfig)
+
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_page_without_its_redis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not executed with whatever else there is; who follows it is told what is missing."""
+
+    def missing(kind: str) -> NoReturn:
+        raise ServerNotFound(f"there is no {kind} server", kind)
+
+    monkeypatch.setattr(redis_of_reader, "find_servers", lambda kind: [])
+    monkeypatch.setattr(redis_of_reader, "start_server", missing)
+    page = write_page("'''console\n$ redis-cli PING\nPONG\n'''\n", tmp_path)
+
+    with pytest.raises(ServerNotFound):
+        follow(page, tmp_path)
+
+
+def test_which_pages_need_redis() -> None:
+    """Those with a block that is executed and mentions it, not those that talk about it."""
+    blocks = {"console": True, 'python title="a.py"': True, "text": False, "console no-test: no server": False}
+    for info, needed in blocks.items():
+        page = Page(ROOT / "page.md", f"redis-cli\n\n```{info}\n$ x redis://localhost:6379/0\n```\n")
+        assert redis_of_reader.is_needed(page) is needed, info
 
 
 def test_a_wildcard_stays_in_its_line() -> None:
