@@ -1,7 +1,8 @@
-"""Measures crossdock's own cost on the embedded brokers: `nox -s bench`, or `python core/benchmarks/run.py [--tasks N] [--json FILE]`.
+"""Measures crossdock's own cost: `nox -s bench`, or `python core/benchmarks/run.py [--tasks N] [--json FILE] [--url URL]`.
 
-Rates are per second; each figure is the median of `--repeat` runs. The machine's other load shows: compare within one run, as ratios.
-The comparison with other task queues is a separate harness, because each needs an environment of its own.
+By default on the embedded brokers and, if there is one on this machine, on a Redis or Valkey of its own. Rates are per second; each
+figure is the median of `--repeat` runs. The machine's other load shows: compare within one run, as ratios. The comparison with other
+task queues is a separate harness, because each needs an environment of its own.
 """
 
 from __future__ import annotations
@@ -9,41 +10,33 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import json
 import os
-import signal
+import platform
 import statistics
-import struct
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import places
+from places import load_app, part
+from workers import CONCURRENCY, Workers, quantile
 
-HERE = Path(__file__).resolve().parent
-CONCURRENCY = 100
-CAP = 60.0
-TICKS = os.sysconf("SC_CLK_TCK")
-PAGE = os.sysconf("SC_PAGE_SIZE")
+from crossdock.errors import CrossdockError
+from crossdock.spi import LEVELS, redact
 
-
-def load_app(url: str) -> Any:
-    """Import `app.py` anew, for one broker."""
-    os.environ["CROSSDOCK_URL"] = url
-    from crossdock.loading import load_app
-
-    sys.modules.pop("app", None)
-    return load_app(f"{HERE / 'app.py'}:app")
+Figures = dict[str, float]
 
 
 # --- enqueue ---
 
 
-async def enqueue_rates(app: Any, count: int) -> dict[str, float]:
+async def enqueue_rates(app: Any, count: int) -> Figures:
     """One by one, a hundred at a time, and in bulk."""
     noop = app.tasks["noop"]
     await noop.enqueue(0, 0, "hello")
@@ -75,7 +68,7 @@ async def enqueue_rates(app: Any, count: int) -> dict[str, float]:
 # --- the memory broker, in this process ---
 
 
-async def memory_figures(count: int) -> dict[str, float]:
+async def memory_figures(count: int) -> Figures:
     """Enqueue and drain in one process: what core costs on every backend."""
     from crossdock import Worker, WorkerOptions
     from crossdock.backends import memory
@@ -97,136 +90,72 @@ async def memory_figures(count: int) -> dict[str, float]:
     return figures
 
 
-# --- SQLite, with real worker processes ---
+# --- any other broker, with real worker processes ---
 
 
-class Drain:
-    """Worker processes on one file, and what they count."""
-
-    def __init__(self, folder: Path, url: str, processes: int) -> None:
-        self.folder = folder
-        self.hits = folder / "hits"
-        self.hits.mkdir()
-        script = "import sys, msgspec; from crossdock import supervisor, WorkerOptions\n"
-        script += (
-            f"sys.exit(supervisor.run({str(HERE / 'app.py') + ':app'!r}, WorkerOptions(concurrency={CONCURRENCY}), {processes}))"
-        )
-        environment = {**os.environ, "CROSSDOCK_URL": url, "BENCH_HITS": str(self.hits)}
-        self.log = (folder / "log").open("wb")
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", script], env=environment, stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL
-        )
-
-    def counted(self) -> tuple[int, float, float]:
-        """Executions, time of the first, time of the last."""
-        rows = [struct.unpack("ddd", raw) for file in self.hits.glob("hits-*") if len(raw := file.read_bytes()) == 24]
-        rows = [row for row in rows if row[0]]
-        return (
-            sum(int(row[0]) for row in rows),
-            min((row[1] for row in rows), default=0.0),
-            max((row[2] for row in rows), default=0.0),
-        )
-
-    def until(self, count: int) -> tuple[int, float, float]:
-        """Return when so many were executed."""
-        end = time.monotonic() + CAP
-        while (got := self.counted())[0] < count:
-            if time.monotonic() > end or self.process.poll() is not None:
-                raise SystemExit(f"only {got[0]} of {count} were executed:\n{(self.folder / 'log').read_text()[-2000:]}")
-            time.sleep(0.01)
-        return got
-
-    def usage(self) -> tuple[float, float]:
-        """CPU seconds and resident MB of the process and its children."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        cpu = rss = 0.0
-        for pid in [str(self.process.pid), *children]:
-            fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-            cpu += (int(fields[11]) + int(fields[12])) / TICKS
-            rss += int(fields[21]) * PAGE / 1e6
-        return cpu, rss
-
-    def stop(self) -> None:
-        """End the processes."""
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(CAP)
-        self.log.close()
-
-
-async def sqlite_figures(count: int, options: str) -> dict[str, float]:
-    """Enqueue, drain with one and two processes, I/O-bound tasks, pick-up latency, idle cost."""
-    figures: dict[str, float] = {}
-    with tempfile.TemporaryDirectory(prefix="crossdock-bench-") as name:
-        folder = Path(name)
-
-        def url(part: str) -> str:
-            (folder / part).mkdir(exist_ok=True)
-            return f"sqlite:///{folder / part / 'tasks.db'}{options}"
-
-        figures |= await enqueue_rates(load_app(url("enqueue")), count)
-        for processes in (1, 2):
-            part = f"drain{processes}"
-            app = load_app(url(part))
+async def broker_figures(url: str, count: int) -> Figures:
+    """Enqueue, drain with one and two processes, several queues and levels, I/O-bound tasks, pick-up latency, idle cost."""
+    figures: Figures = {}
+    async with part(url, "enqueue") as app:
+        figures |= await enqueue_rates(app, count)
+    for processes in (1, 2):
+        async with part(url, f"drain{processes}") as app:
             await app.enqueue_many([app.tasks["noop"].message(i, i + 1, "hello") for i in range(count)])
-            await app.close()
-            figures |= drain(folder / part, url(part), processes, count)
-        app = load_app(url("io"))
+            with Workers(processes) as workers:
+                figures |= drain(
+                    workers, count, f"drain, {processes} process{'es' if processes > 1 else ''} /s", costs=processes == 1
+                )
+    async with part(url, "lanes") as app:
+        queues = {f"q{number}": 1 for number in range(4)}
+        lanes = [app.tasks["noop"].options(queue=queue, priority=level) for level in LEVELS for queue in queues]
+        await app.enqueue_many([lanes[i % len(lanes)].message(i, i + 1, "hello") for i in range(count)])
+        with Workers(queues=queues) as workers:
+            figures |= drain(workers, count, "drain, 4 queues x 4 levels /s")
+    async with part(url, "io") as app:
         await app.enqueue_many([app.tasks["sleep10"].message(i, i + 1, "hello") for i in range(count // 3)])
-        await app.close()
-        io = drain(folder / "io", url("io"), 1, count // 3)
-        figures["10 ms I/O at 100 /s"] = io["drain, 1 process /s"]
-        figures |= await latency(folder / "latency", url("latency"))
+        with Workers() as workers:
+            figures |= drain(workers, count // 3, "10 ms I/O at 100 /s")
+    async with part(url, "latency") as app:
+        with Workers() as workers:
+            figures |= await latency(app, workers)
     return figures
 
 
-def drain(folder: Path, url: str, processes: int, count: int) -> dict[str, float]:
+def drain(workers: Workers, count: int, name: str, *, costs: bool = False) -> Figures:
     """Work a backlog off."""
-    run = Drain(folder, url, processes)
-    run.until(1)
-    cpu, _ = run.usage()
-    before = run.counted()[0]
-    total, first, last = run.until(count)
-    after, rss = run.usage()
-    run.stop()
-    figures = {f"drain, {processes} process{'es' if processes > 1 else ''} /s": (total - 1) / (last - first)}
-    if processes == 1:
-        figures["worker CPU s per 10k"] = (after - cpu) / max(1, total - before) * 1e4
-        figures["worker RSS MB"] = rss
+    before = workers.until(1).executed
+    cpu = workers.usage().cpu
+    done = workers.until(count)
+    after = workers.usage()
+    figures = {name: done.rate}
+    if costs:
+        figures["worker CPU s per 10k"] = (after.cpu - cpu) / max(1, done.executed - before) * 1e4
+        figures["worker RSS MB"] = after.rss
     return figures
 
 
-async def latency(folder: Path, url: str) -> dict[str, float]:
+async def latency(app: Any, workers: Workers) -> Figures:
     """From the call of enqueue to the handler's first line, at 100/s into an idle worker; then CPU of the idle worker."""
-    run = Drain(folder, url, 1)
-    app = load_app(url)
     await app.tasks["latency"].enqueue(0.0)
-    run.until(1)
+    workers.until(1)
     sent = time.time()
     for _ in range(500):
         sent += 0.01
         await app.tasks["latency"].enqueue(time.time())
         await asyncio.sleep(max(0.0, sent - time.time()))
     await app.close()
-    run.until(501)
-    cpu, _ = run.usage()
-    began = time.monotonic()
+    workers.until(501)
+    cpu, began = workers.usage().cpu, time.monotonic()
     await asyncio.sleep(10.0)
-    idle = (run.usage()[0] - cpu) / (time.monotonic() - began)
-    run.stop()
-    times = sorted(float(line) * 1e3 for file in run.hits.glob("lat-*") for line in file.read_text().split())
-    share: Callable[[float], float] = lambda part: times[min(len(times) - 1, int(len(times) * part))]  # noqa: E731
-    return {
-        "pick-up p50 ms": share(0.5),
-        "pick-up p95 ms": share(0.95),
-        "pick-up p99 ms": share(0.99),
-        "idle worker, % of a core": idle * 100,
-    }
+    idle = (workers.usage().cpu - cpu) / (time.monotonic() - began)
+    figures = {f"pick-up p{share} ms": quantile(workers.latencies(), share / 100) for share in (50, 95, 99)}
+    return {**figures, "idle worker, % of a core": idle * 100}
 
 
 # --- layers ---
 
 
-def layers() -> dict[str, float]:
+def layers() -> Figures:
     """Microseconds per task of each part of core, alone and in a tight loop."""
     from crossdock import codec
 
@@ -263,27 +192,73 @@ def layers() -> dict[str, float]:
 # --- report ---
 
 
+Measure = Callable[[int], Figures]  # of so many tasks
+
+
+def on(place: Callable[[], AbstractContextManager[str]], count: int) -> Figures:
+    """The figures of one broker."""
+    with place() as url:
+        return asyncio.run(broker_figures(url, count))
+
+
+def embedded() -> Iterator[tuple[str, Measure]]:
+    """What needs no server."""
+    yield "layers, us per task", lambda _: layers()
+    yield "memory, one process", lambda count: asyncio.run(memory_figures(count))
+    for durability in ("full", "relaxed"):
+        yield f"SQLite, durability={durability}", partial(on, partial(places.sqlite, f"?durability={durability}"))
+
+
+def own_server(server: str) -> Iterator[tuple[str, Measure]]:
+    """A server of our own, without and with an append-only file."""
+    found = places.programs(server)
+    if not found:
+        raise SystemExit(f"there is no {server} on this machine")
+    for word in ("no", "yes"):
+        title = f"{found[0].kind.title()} {found[0].version}, appendonly {word}"
+        yield title, partial(on, partial(places.redis, found[0], appendonly=word == "yes"))
+
+
+def measurements(urls: list[str], servers: list[str]) -> Iterator[tuple[str, Measure]]:
+    """What was asked for, by title; or all that can be measured here."""
+    for url in urls:
+        yield redact(url), partial(on, partial(places.given, url))
+    for server in servers:
+        yield from own_server(server)
+    if urls or servers:
+        return
+    yield from embedded()
+    if not find_spec("crossdock_redis") or not find_spec("crossdock_conformance"):
+        print("\nRedis is left out: it takes crossdock-redis and crossdock-conformance", file=sys.stderr)
+    elif there := next(filter(places.programs, ("redis", "valkey")), None):
+        yield from own_server(there)
+    else:
+        print("\nRedis is left out: there is neither a Redis nor a Valkey on this machine", file=sys.stderr)
+
+
 def main() -> None:
     """Run everything and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=30_000, help="tasks per measurement (default 30,000)")
     parser.add_argument("--repeat", type=int, default=3, help="runs per figure (default 3)")
+    parser.add_argument("--url", action="append", default=[], help="measure only this broker; may be repeated")
+    server = "measure only a server of our own, redis[:VERSION] or valkey[:VERSION]; may be repeated"
+    parser.add_argument("--server", action="append", default=[], metavar="KIND", help=server)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     chosen = parser.parse_args()
-    results: dict[str, dict[str, float]] = {}
-    for title, measure in (
-        ("layers, us per task", lambda: layers()),
-        ("memory, one process", lambda: asyncio.run(memory_figures(chosen.tasks))),
-        ("SQLite, durability=full", lambda: asyncio.run(sqlite_figures(chosen.tasks, ""))),
-        ("SQLite, durability=relaxed", lambda: asyncio.run(sqlite_figures(chosen.tasks, "?durability=relaxed"))),
-    ):
-        runs = [measure() for _ in range(chosen.repeat)]
+    print(f"Python {platform.python_version()}, {'uvloop' if find_spec('uvloop') else 'asyncio'} in workers, {os.cpu_count()} CPUs")
+    results: dict[str, Figures] = {}
+    for title, measure in measurements(chosen.url, chosen.server):
+        try:
+            runs = [measure(chosen.tasks) for _ in range(chosen.repeat)]
+        except CrossdockError as error:
+            raise SystemExit(f"{title}: {error}") from error
         results[title] = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
         print(f"\n{title}")
         for name, figure in results[title].items():
             print(f"  {name:32} {figure:>12,.2f}" if figure < 1000 else f"  {name:32} {figure:>12,.0f}", flush=True)
     if chosen.json:
-        chosen.json.write_bytes(msgspec.json.format(json.dumps(results).encode()))
+        chosen.json.write_bytes(msgspec.json.format(msgspec.json.encode(results)))
 
 
 if __name__ == "__main__":
