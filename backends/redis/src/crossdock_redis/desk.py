@@ -11,7 +11,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -24,7 +24,7 @@ from crossdock.errors import (
 )
 from crossdock.spi import Ack, Clock, Dead, Delivery, Nack, Refusal, Settlement
 from crossdock.spi import Lane as LaneOfQueue
-from crossdock_redis import record, replies, scripts
+from crossdock_redis import keys, record, replies, scripts
 from crossdock_redis.lane import Lane, NoAnswer
 from crossdock_redis.limits import BATCH, BATCH_BYTES, LONGEST_MS, MARGIN, objection
 from crossdock_redis.link import Command, LinkRefused
@@ -33,8 +33,30 @@ from crossdock_redis.replies import ServerError
 _encode: Final = msgspec.msgpack.Encoder().encode
 _NO_LANES: Final = _encode([])
 
+_MANY: Final = 32
+"""Lanes of a look that are all asked one by one."""
+_FEW: Final = 8
+"""Queues that one look sees to without thinking of the cost."""
+_TEND: Final = 0.02
+"""Seconds for which a look at many queues need not see to those that it hardly asks for anything."""
+
 Woken = Sequence[tuple[str, int]]
 """Queues and levels whose tokens were taken."""
+
+
+class _IdleLanes(NamedTuple):
+    """Lanes that a look tells apart, as the script wants them."""
+
+    lanes: Sequence[LaneOfQueue]
+    queues: Mapping[str, int]
+    """The places of their queues among the script's keys, from 1."""
+    lists: Sequence[str]
+    """The lists of what is READY in them."""
+    packed: bytes
+    """Queue and level of each."""
+
+
+_NO_IDLE_LANES: Final = _IdleLanes([], {}, (), _NO_LANES)
 
 
 class Receipt:
@@ -151,6 +173,8 @@ class Desk:
         self._idle: asyncio.Future[None] | None = None
         self._asked: float | None = None
         self._closed = False
+        self._tended = -math.inf
+        self._idle_lanes = _NO_IDLE_LANES
 
     @property
     def unanswered(self) -> float:
@@ -317,11 +341,16 @@ class Desk:
         """The request as the script's arguments, with a token of this lane; the order of its items becomes that of their numbers."""
         ask = request.ask
         number = request.number
-        lanes = _NO_LANES
+        lanes, idle = _NO_LANES, _NO_IDLE_LANES
         if ask is not None:
             limit = ask.limit
+            busy = ask.lanes
+            if len(busy) > _MANY:
+                idle = self._idle_of(ask.lanes)
+                request.queues.update(idle.queues)
+                busy = [lane for lane in busy if lane.quota != 1]
             lanes = _encode(
-                [part for lane in ask.lanes for part in (number(lane.queue), lane.priority, max(0, min(lane.quota, limit)))]
+                [part for lane in busy for part in (number(lane.queue), int(lane.priority), max(0, min(lane.quota, limit)))]
             )
         woken = _encode([part for queue, level in request.woken for part in (number(queue), level)]) if request.woken else _NO_LANES
         groups: dict[tuple[str, str], list[_Item]] = {}
@@ -361,9 +390,33 @@ class Desk:
             lanes,
             woken,
             ask.passes if ask is not None else 0,
+            self._tend_all(len(prefixes)),
+            len(idle.lists),
+            *idle.lists,
+            idle.packed,
             len(groups),
             *tail,
         )
+
+    def _idle_of(self, lanes: Sequence[LaneOfQueue]) -> _IdleLanes:
+        """Of many lanes those that are asked for one message, because most of them are idle. They are much the same from look to look."""
+        apart = [lane for lane in lanes if lane.quota == 1]
+        if self._idle_lanes.lanes != apart:
+            queues: dict[str, int] = {}
+            parts: list[int] = []
+            for lane in apart:
+                parts += (queues.setdefault(lane.queue, len(queues) + 1), int(lane.priority))
+            lists = [keys.ready(self._prefix_of(lane.queue), lane.priority) for lane in apart]
+            self._idle_lanes = _IdleLanes(apart, queues, lists, _encode(parts))
+        return self._idle_lanes
+
+    def _tend_all(self, queues: int) -> int:
+        """Whether to see to all queues: always if they are few, else from time to time."""
+        now = self._clock.monotonic()
+        if queues > _FEW and now - self._tended < _TEND:
+            return 0
+        self._tended = now
+        return 1
 
     def _other(self, settlement: Settlement, queue: int, batch: str) -> tuple[str | bytes | int, ...]:
         delivery = settlement.delivery

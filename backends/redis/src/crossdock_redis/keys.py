@@ -42,6 +42,11 @@ def fixed(prefix: str) -> list[str]:
     return [prefix + name for name in _FIXED]
 
 
+def ready(prefix: str, level: int) -> str:
+    """The list of the ids that are READY at this level."""
+    return f"{prefix}r{level}"
+
+
 def token(prefix: str, level: int) -> str:
     """The list in which a token waits for a receiver of this level."""
     return f"{prefix}w{level}"

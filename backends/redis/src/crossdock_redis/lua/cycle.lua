@@ -7,7 +7,10 @@
 -- ARGV[4]      MessagePack: flat list of lanes in order, each three numbers: queue (index from 1), level, quota
 -- ARGV[5]      MessagePack: flat list of queue and level of each token that may have woken this receiver
 -- ARGV[6]      2: take what quotas leave over in a second pass; 1: do not
--- ARGV[7]      number of groups of acks, then per group: queue, batch, how many, ids
+-- ARGV[7]      1: see to what is due, or leased for too long, in every queue; 0: only where more than one message is asked for
+-- ARGV[8]      how many lanes are told apart from those of ARGV[4], and come before them: asked for one message, and probably idle
+-- then         the names of their lists, and MessagePack: flat list of queue and level of each
+-- then         number of groups of acks, then per group: queue, batch, how many, ids
 -- then         per other ending: kind, queue, batch, id, level, argument, value
 --                'back'   give-back, due in `argument` ms, no value      'retry'  as 'back' with a new value
 --                'dead'   dead letter, died at `argument` ms
@@ -17,6 +20,7 @@
 --   wait       milliseconds until something falls due or a lease is over; -1: never. Told where nothing was received
 --   now        the server's clock in ms
 
+local CHUNK = 50       -- idle lanes that are looked at together
 local token, queues, limit = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 
 local function lease_of(P) return tonumber(redis.call('HGET', P .. 'q', 'lease_ms') or 30000) end
@@ -64,8 +68,9 @@ local function release(P, batch, from, to)
   return mine
 end
 
-local at = 8
-for _ = 1, tonumber(ARGV[7]) do
+local idle_lanes = tonumber(ARGV[8])
+local at = 11 + idle_lanes
+for _ = 1, tonumber(ARGV[at - 1]) do
   local P, batch, count = KEYS[tonumber(ARGV[at])], ARGV[at + 1], tonumber(ARGV[at + 2])
   local mine = release(P, batch, at + 3, at + 2 + count)
   if #mine > 0 then redis.call('HDEL', P .. 'b', unpack(mine)) end
@@ -73,8 +78,11 @@ for _ = 1, tonumber(ARGV[7]) do
 end
 
 local mourning = {}
-local fresh = {}       -- per queue: levels that something became ready at
-for number = 1, queues do fresh[number] = {} end
+local fresh = setmetatable({}, {__index = function(all, number)       -- per queue: levels that something became ready at
+  local levels = {}
+  all[number] = levels
+  return levels
+end})
 while ARGV[at] do
   local kind, number, batch, id, level, value = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 6]
   local argument, P = tonumber(ARGV[at + 5]), KEYS[number]
@@ -129,18 +137,43 @@ end
 
 local batches, wait = {}, -1
 if limit > 0 then
+  local lanes = cmsgpack.unpack(ARGV[4])
+  local short = {}       -- lanes that have no more
+  local tended = {}
+  for i = 1, #lanes, 3 do
+    if lanes[i + 2] > 1 then tended[lanes[i]] = true end
+  end
   for number = 1, queues do
-    local P = KEYS[number]
-    if redis.call('EXISTS', P .. 'b') == 1 then
-      promote(P, math.max(200, limit), fresh[number])
-      reap(P, fresh[number])
-    else
-      empty[number] = true
+    if ARGV[7] == '1' or tended[number] then
+      local P = KEYS[number]
+      if redis.call('EXISTS', P .. 'b') == 1 then
+        promote(P, math.max(200, limit), fresh[number])
+        reap(P, fresh[number])
+      else
+        empty[number] = true
+      end
     end
   end
-  local lanes = cmsgpack.unpack(ARGV[4])
-  local short = {}       -- lanes that gave less than they were asked for
+  local awake = {}       -- of the idle lanes those that gave their message: queue, level, quota
+  for first = 1, idle_lanes, CHUNK do
+    local last = math.min(first + CHUNK - 1, idle_lanes)
+    if received < limit and redis.call('EXISTS', unpack(ARGV, 8 + first, 8 + last)) > 0 then
+      local idle = cmsgpack.unpack(ARGV[9 + idle_lanes])
+      for i = first, last do
+        if received < limit and take(idle[2 * i - 1], idle[2 * i], 1) == 1 then
+          received = received + 1
+          awake[#awake + 1], awake[#awake + 2], awake[#awake + 3] = idle[2 * i - 1], idle[2 * i], 0
+        end
+      end
+    end
+  end
   for pass = 1, tonumber(ARGV[6]) do
+    if pass == 2 and received < limit and #awake > 0 then
+      for i = 1, #lanes do awake[#awake + 1] = lanes[i] end
+      local before = {}
+      for i, was in pairs(short) do before[i + #awake - #lanes] = was end
+      lanes, short = awake, before
+    end
     for i = 1, #lanes, 3 do
       if received == limit then break end
       if not empty[lanes[i]] and not short[i] then
