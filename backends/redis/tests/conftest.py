@@ -2,7 +2,8 @@
 
 A test that takes `source`, or a fixture that does, runs once for each version; a kind that is not found is skipped by name. Where
 CROSSDOCK_REQUIRE names Redis or Valkey, it runs once for each of its entries instead, and fails where there is no such server:
-`redis:7.0,valkey` is that version, installed if CROSSDOCK_TEST_INSTALL allows it, and whichever Valkey is found first. The modules of this folder import each other by name.
+`redis:7.0,valkey` is that version, installed if CROSSDOCK_TEST_INSTALL allows it, and whichever Valkey is found first.
+The modules of this folder import each other by name.
 
 A shared topology that a test leaves otherwise than it was (a node down or frozen, another master, a slot elsewhere) is replaced by a
 new one for the next test. Its data stay.

@@ -464,7 +464,8 @@ class Machine(RuleBasedStateMachine):
                 if (states := self.states(held)) <= listable and (self.lab.virtual or len(states) == 1)
             }
             lost, strange = sorted(surely - set(listed)), sorted(set(listed) - set(known))
-            assert not lost and not strange, f"conservation: {lost} lost, {strange} strange in {queue!r}"
+            assert not lost, f"conservation: {lost} lost in {queue!r}"
+            assert not strange, f"conservation: {strange} back from the dead in {queue!r}"
             for entry in found:
                 held = known[entry.message.id]
                 assert entry.state in self.states(held)

@@ -21,6 +21,7 @@ from crossdock.spi import Lane as LaneOfQueue
 from crossdock_redis import keys
 from crossdock_redis.desk import Ask, Desk, Request, expire
 from crossdock_redis.lane import Lane, NoAnswer
+from crossdock_redis.limits import BATCH
 from crossdock_redis.link import Command, LinkRefused
 from crossdock_redis.waker import LOOK
 
@@ -81,7 +82,7 @@ class Parked:
                 raise self._unavailable("no answer came in time")
         if self._closed:
             raise BrokerClosed("The Redis broker was closed while a receive waited.")
-        ask = self._ask = Ask(lanes, limit, [(lane.queue, int(lane.priority)) for lane in lanes], 2)
+        ask = self._ask = Ask(lanes, min(limit, BATCH), [(lane.queue, int(lane.priority)) for lane in lanes], 2)
         request = Request(ask, ask.woken)
         self._over = loop.create_future()
         self._bell = keys.bell(self._prefix_of(lanes[0].queue), self._lane.name)

@@ -1,4 +1,4 @@
-"""Waker: how an idle receiver learns that there is something for it. A connection that waits for tokens, and nothing else.
+"""Waker: how a receiver that waits at several servers learns where there is something. A connection that waits for tokens only.
 
 Each level of each queue has a list that holds a token when something became ready there. Of the receivers that wait for it the server
 gives it to the one that has waited longest; that one looks, and hands a token on if it leaves anything. Should a token be lost with its
