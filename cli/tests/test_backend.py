@@ -25,9 +25,14 @@ class Troubled(MemoryBroker):
         import msgspec
         super().__init__(msgspec.structs.replace(settings, url="memory://troubled", options={}))
         self.report = settings.report
+        self.host = settings.url.partition("://")[2]
 
     async def open(self):
+        import msgspec
         await super().open()
+        if self.host == "forgetful":
+            self.capabilities = msgspec.structs.replace(self.capabilities, clock="broker", durability_note="Nothing is on disk.")
+            return
         self.report(Connected())
         self.report(ClockSkew(-2.5))
         self.report(Blocked("disk is full"))
@@ -108,6 +113,13 @@ def test_doctor_tells_problems(run: Any, fake: None) -> None:
         "the server takes no messages: disk is full",
     ]
     assert run("backend", "doctor", "troubled://host", "--json").json["problems"] == result.err.splitlines()
+
+
+def test_doctor_tells_that_a_server_forgets(run: Any, fake: None) -> None:
+    """A server that loses what it was given when its process is killed has a problem, with its own words on it."""
+    result = run("backend", "doctor", "troubled://forgetful")
+    assert result.code == 0
+    assert result.err.splitlines() == ["what is enqueued does not survive a kill of the server: Nothing is on disk."]
 
 
 def test_doctor_of_a_broker_that_is_not_there(run: Any, fake: None) -> None:

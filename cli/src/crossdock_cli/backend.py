@@ -110,7 +110,8 @@ async def _examine(url: str, namespace: str) -> tuple[Capabilities | None, list[
     seconds = time.monotonic() - started
     capabilities = broker.capabilities
     await broker.close()
-    return capabilities, problems, seconds
+    weakness = _weakness(capabilities)
+    return capabilities, [*problems, weakness] if weakness else problems, seconds
 
 
 def _problem(event: BrokerEvent) -> str | None:
@@ -128,6 +129,15 @@ def _problem(event: BrokerEvent) -> str | None:
             return f"the server's clock is {abs(seconds):.3f} s {'ahead of' if seconds > 0 else 'behind'} this machine's"
         case _:
             return None
+
+
+def _weakness(capabilities: Capabilities) -> str | None:
+    """Why a server loses what it was given, as a sentence; None if it does not, or there is no server beside the process that asks."""
+    from crossdock.spi import Survives
+
+    if capabilities.clock == "client" or Survives.PROCESS in capabilities.survives:
+        return None
+    return f"what is enqueued does not survive a kill of the server: {capabilities.durability_note}"
 
 
 _LIMITS = ("takeover", "delay_resolution", "delay_lateness", "delay_longest", "deduplication_window")

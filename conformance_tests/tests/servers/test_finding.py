@@ -667,7 +667,7 @@ def test_a_package_is_installed_where_asked(
     with pytest.raises(ServerFailed, match=r"Redis 7\.0\.15, ended at its start with status 7"):
         start_server("redis", version=version)
     assert debian.asked == [*LOOKED, INSTALLED]
-    assert "CROSSDOCK_TEST_INSTALL=1: apt-get install" in capfd.readouterr().err
+    assert "CROSSDOCK_TEST_INSTALL: apt-get install" in capfd.readouterr().err
 
 
 def test_another_version_is_installed(debian: Apt, nowhere: pytest.MonkeyPatch) -> None:
@@ -737,11 +737,19 @@ def test_nothing_is_installed_unasked(debian: Apt, nowhere: pytest.MonkeyPatch) 
     find_servers("redis")
     with nowhere.context() as context:
         context.setattr(os, "geteuid", lambda: 1000)
-        assert not apt.is_wanted()
-    nowhere.setenv("CROSSDOCK_TEST_INSTALL", "0")
-    with pytest.raises(ServerNotFound):
-        start_server("redis")
+        assert not apt.is_wanted("redis")
+    for others in ("0", "valkey,nats"):
+        nowhere.setenv("CROSSDOCK_TEST_INSTALL", others)
+        with pytest.raises(ServerNotFound):
+            start_server("redis")
     assert debian.asked == []
+
+
+def test_a_kind_may_be_installed_alone(debian: Apt, nowhere: pytest.MonkeyPatch) -> None:
+    """CROSSDOCK_TEST_INSTALL may name the kinds that are to be installed."""
+    nowhere.setenv("CROSSDOCK_TEST_INSTALL", "nats,redis")
+    assert apt.is_wanted("redis")
+    assert not apt.is_wanted("rabbitmq")
 
 
 def test_an_installation_that_fails(debian: Apt) -> None:

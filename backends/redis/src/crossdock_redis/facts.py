@@ -51,13 +51,18 @@ async def ask(link: Link) -> Facts:
     now = (before + time.time()) / 2
     told: Mapping[str, str] = {} if isinstance(info, ServerError) else fields(info)
     if isinstance(clock, ServerError):
-        if told.get("redis_mode") != "sentinel":  # which has no clock to ask for, and is refused for what it is
+        if _mode(told) != "sentinel":  # which has no clock to ask for, and is refused for what it is
             raise LinkRefused(explain(clock)) from clock
         clock = (now, 0)
     seconds, micros = (int(part) for part in clock)
     product = "Valkey" if "valkey_version" in told else "Redis"
     version = told.get("valkey_version") or told.get("redis_version") or "unknown"
     return Facts(product, version, seconds * 1000 + micros // 1000, seconds + micros / 1e6 - now, told, _settings(config))
+
+
+def _mode(info: Mapping[str, str]) -> str | None:
+    """What the server is run as: standalone, cluster or sentinel."""
+    return info.get("redis_mode") or info.get("server_mode")  # Valkey has a name of its own
 
 
 def _settings(answer: Any) -> Mapping[str, str]:
@@ -79,7 +84,7 @@ def check(facts: Facts, address: Address) -> None:
         raise ConfigurationError(
             f"{address.shown} is {facts.product} {facts.version}; crossdock needs {OLDEST[0]}.{OLDEST[1]} or later."
         )
-    mode = facts.info.get("redis_mode") or facts.info.get("server_mode")
+    mode = _mode(facts.info)
     if mode == "cluster" and address.kind != "cluster":
         raise ConfigurationError(f"{address.shown} is a node of a Cluster: write redis+cluster://HOST:PORT for it.")
     if mode == "sentinel":

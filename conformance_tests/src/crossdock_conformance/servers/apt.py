@@ -19,9 +19,10 @@ _SYSTEMD = Path("/run/systemd/system")
 """Is there where systemd runs the machine's services."""
 
 
-def is_wanted() -> bool:
-    """Whether CROSSDOCK_TEST_INSTALL is 1, and can be followed: we are root, and there is apt-get."""
-    return os.environ.get("CROSSDOCK_TEST_INSTALL") == "1" and os.geteuid() == 0 and shutil.which("apt-get") is not None
+def is_wanted(kind: str) -> bool:
+    """Whether CROSSDOCK_TEST_INSTALL is 1 or names this kind, and can be followed: we are root, and there is apt-get."""
+    named = os.environ.get("CROSSDOCK_TEST_INSTALL", "").split(",")
+    return ("1" in named or kind in named) and os.geteuid() == 0 and shutil.which("apt-get") is not None
 
 
 def offered(package: str) -> str | None:
@@ -49,7 +50,7 @@ def install(package: str) -> None:
         ServerFailed: apt-get fails; shows the end of what it wrote.
     """
     command = ["apt-get", "install", "--yes", "--no-install-recommends", package]
-    print(f"CROSSDOCK_TEST_INSTALL=1: {' '.join(command)}", file=sys.__stderr__, flush=True)
+    print(f"CROSSDOCK_TEST_INSTALL: {' '.join(command)}", file=sys.__stderr__, flush=True)
     with _alone():
         done = _run(command)
         if _SYSTEMD.is_dir():  # which takes no notice of RUNLEVEL

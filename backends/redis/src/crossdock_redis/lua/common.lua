@@ -20,14 +20,10 @@ end
 -- The memo of a lane holds its last token and what was answered. nil: not asked before. false: a late double of a request whose
 -- lane has moved on, do nothing. Else the answer given to this very request.
 local function recall(token)
-  local key = P .. 'm' .. string.sub(token, 1, 6)
-  local memo = redis.call('GET', key)
+  local memo = redis.call('GET', P .. 'm' .. string.sub(token, 1, 6))
   if not memo then return nil end
   local last = string.sub(memo, 1, 12)
-  if last == token then
-    redis.call('PEXPIRE', key, MEMO)       -- a write of this connection, for a WAIT that follows
-    return string.sub(memo, 13)
-  end
+  if last == token then return string.sub(memo, 13) end
   if last > token then return false end
   return nil
 end
