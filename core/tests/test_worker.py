@@ -589,6 +589,34 @@ async def test_a_lost_lease_cancels_the_handler_and_settles_nothing(url: str) ->
     assert tries == [1, 2]
 
 
+@pytest.mark.asyncio
+async def test_an_extension_that_failed_is_no_lost_lease(url: str) -> None:
+    """When the broker could not extend a lease and does not say that it is lost, the handler goes on and the next extension saves it."""
+    app, answers = App(url, queues=[Queue("default", lease=1.0)]), [False, True]
+    extended = asyncio.Event()
+
+    class Hesitates(WrappedBroker):
+        async def extend(self, deliveries: Sequence[Delivery]) -> Sequence[Refusal]:
+            if deliveries and not answers.pop(0):
+                return [Refusal(index, BrokerUnavailable("one server is away")) for index, _ in enumerate(deliveries)]
+            answers.append(True)
+            refusals = await super().extend(deliveries)
+            extended.set()
+            return refusals
+
+    wrap(app, Hesitates)
+    ended: list[str] = []
+
+    @app.task
+    async def hold() -> None:
+        await extended.wait()
+        ended.append(current_context().id)
+
+    handle = await hold.enqueue()
+    async with working(app):
+        await until(lambda: ended == [handle.id])
+
+
 # --- the broker's troubles ---
 
 

@@ -15,8 +15,8 @@ __all__ = ["test_promise"]
 
 pytestmark = pytest.mark.timeout(240)  # ten thousand messages one by one take long on a machine that does much else
 
-EXPIRES = re.compile(r":m[A-Za-z0-9]{6}$")
-"""Keys that the server removes by itself: what it remembers of requests, for a minute."""
+EXPIRES = re.compile(r":[mu][A-Za-z0-9]{6}$")
+"""Keys that the server removes by itself: what it remembers of requests, and what ends the wait of a receiver."""
 
 
 @pytest.fixture(scope="session")

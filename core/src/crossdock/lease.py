@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from crossdock.errors import BrokerClosed, CrossdockError
+from crossdock.errors import BrokerClosed, CrossdockError, LeaseLost
 from crossdock.spi import Broker, Clock, Delivery
 
 EXTEND_AFTER: Final = 1 / 3
@@ -77,21 +77,27 @@ class LeaseKeeper:
         return delivery.lease_until - now <= self._lease_of(delivery.message.queue) * (1 - EXTEND_AFTER)
 
     async def _extend(self, due: Sequence[Delivery], now: float) -> None:
-        lost: set[object] = set()
+        errors: dict[int, CrossdockError]
         try:
-            refusals = await self._broker.extend(due)
+            errors = {refusal.index: refusal.error for refusal in await self._broker.extend(due)}
         except BrokerClosed:
             raise
         except CrossdockError as error:
-            # Nothing was attempted: each lease is still ours until the time we reckon with.
-            _log.warning("%d leases could not be extended, will try again: %s", len(due), error)
-            lost = {delivery.receipt for delivery in due if delivery.lease_until <= now}
-        else:
-            lost = {due[refusal.index].receipt for refusal in refusals}
-            for delivery in due:
+            errors = dict.fromkeys(range(len(due)), error)
+        lost: set[object] = set()
+        unsure: list[CrossdockError] = []
+        for index, delivery in enumerate(due):
+            refused = errors.get(index)
+            if refused is None:
                 if delivery.receipt in self._held:
                     until = now + self._lease_of(delivery.message.queue) * (1 - MARGIN)
                     self._held[delivery.receipt] = msgspec.structs.replace(delivery, lease_until=until)
+            elif isinstance(refused, LeaseLost) or delivery.lease_until <= now:
+                lost.add(delivery.receipt)
+            else:  # nobody has it but us until the time we reckon with
+                unsure.append(refused)
+        if unsure:
+            _log.warning("%d leases could not be extended, will try again: %s", len(unsure), unsure[0])
         # A delivery that was settled meanwhile is no longer held, and no loss.
         lost &= self._held.keys()
         for receipt in lost:
