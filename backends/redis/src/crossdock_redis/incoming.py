@@ -13,7 +13,7 @@ from crossdock.errors import BrokerError, CrossdockError, EnqueueFailed, Enqueue
 from crossdock.spi import Message, Refusal
 from crossdock_redis import record, replies, scripts
 from crossdock_redis.lane import Lane, NoAnswer
-from crossdock_redis.limits import BATCH, BATCH_BYTES, objection
+from crossdock_redis.limits import BATCH_BYTES, STORED_AT_ONCE, objection
 from crossdock_redis.link import Command, LinkRefused
 from crossdock_redis.replies import ServerError
 from crossdock_redis.servertime import ServerTime
@@ -145,7 +145,7 @@ class Incoming:
     def _cut(self, queue: str, waiting: deque[Item], careful: bool) -> _Chunk:
         items: list[Item] = []
         size = 0
-        while waiting and len(items) < BATCH and size < BATCH_BYTES:
+        while waiting and len(items) < STORED_AT_ONCE and size < BATCH_BYTES:
             item = waiting.popleft()
             size += len(item[1].body)
             items.append(item)

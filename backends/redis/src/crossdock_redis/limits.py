@@ -15,6 +15,8 @@ LONGEST_MS: Final = 1000 * 365 * 86_400_000
 """Longest delay: a thousand years, in milliseconds. Due times stay far below 2^53, up to which a sorted set's scores are exact."""
 BATCH: Final = 1000
 """Most messages in one request: a script's stack holds not many more arguments in one call."""
+STORED_AT_ONCE: Final = 500
+"""Most messages that one script stores for one queue: a thousand took the server 1.6 to 3 ms, in which it does nothing else."""
 BATCH_BYTES: Final = 8 * 1024 * 1024
 """A request ends with the message that reaches this many bytes."""
 _CLOCKS: Final = 1000
