@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 import time
 from typing import Any
@@ -13,6 +14,7 @@ from traffic import lanes_of, message, new_namespace, opened
 
 from crossdock.spi import LEVELS, Ack, Dead, DeadLetter, Delivery, Nack, Priority, QueueSpec, Reason, Replay, State
 from crossdock_redis import keys, record
+from crossdock_redis.desk import Receipt
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.asyncio]
 
@@ -185,3 +187,15 @@ def used(server: Node) -> int:
 def clients(server: Node) -> list[str]:
     """Our connections."""
     return [line for line in server.call("CLIENT", "LIST").decode().splitlines() if " name=crossdock " in line]
+
+
+async def test_settled_deliveries_leave_nothing_behind_in_the_worker(server: Node) -> None:
+    """However a delivery ends, nothing of it stays in this process: a worker's memory is as large after a million tasks as before."""
+    async with opened(server.url, new_namespace()) as broker:
+        assert await broker.enqueue([message(f"m{number}") for number in range(4)]) == []
+        ack, back, retry, lost = await broker.receive(lanes_of("q"), 4, 5)
+        again = message(retry.message.id, generation=1)
+        assert await broker.settle([Ack(ack), Nack(back, 60), Nack(retry, 60, again), dead(lost)]) == []
+        del ack, back, retry, lost
+        gc.collect()
+        assert [each for each in gc.get_objects() if isinstance(each, Receipt)] == []
