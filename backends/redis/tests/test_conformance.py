@@ -22,7 +22,9 @@ EXPIRES = re.compile(r":[mu][A-Za-z0-9]{6}$")
 @pytest.fixture(scope="session")
 def shared(source: BinarySource) -> Iterator[topologies.Node]:
     """One server for each version. Scenarios may stop it; the next one finds it running."""
-    node = topologies.configured(source)
+    # With everysec the server may put off a write while its disk is busy, and a kill then loses it; with "no" every write is the system's
+    # before it is answered.
+    node = topologies.configured(source, "appendfsync no")
     yield node
     node.close()
 

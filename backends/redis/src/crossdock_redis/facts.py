@@ -156,7 +156,7 @@ def durability(facts: Facts, address: Address) -> tuple[frozenset[Survives], str
     else:
         survives.add(Survives.PROCESS)
         told = (
-            "synced each second (appendfsync everysec): a power loss takes about the last second"
+            "synced each second (appendfsync everysec): a power loss takes about the last second, a kill while the disk is busy up to two"
             if fsync
             else "synced as appendfsync says, which the server does not tell: a power loss may take the last half minute"
         )
