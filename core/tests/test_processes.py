@@ -175,7 +175,8 @@ def test_a_killed_worker_loses_nothing(site: Site, phase: str) -> None:
     assert len(starts) == 2000
     assert all([int(line.fields[2]) for line in lines] == [1, 2] for lines in again.values())
     assert all(line.fields[1] == "1" for line in history if line.event == "start"), "a crash spends no attempt"
-    assert len(again) <= 100, "no more than the killed worker's slots run again"
+    # What had ended frees its slot while its ack is under way, so up to as many again may have been begun.
+    assert len(again) <= 200, "no more than what the killed worker held, and the endings under way, run again"
     taken_over = [line.seconds - killed_at for lines in starts.values() for line in lines if line.fields[2] == "2"]
     assert taken_over, "the killed worker held something"
     assert max(taken_over) <= LEASE + SWEEP
