@@ -31,6 +31,7 @@ CONSTRAINTS = ROOT / "constraints.txt"
 PLACES = [str(file.parent.relative_to(ROOT)) for file in project_files()]  # "." is the meta-distribution, which has no code
 CODE = PLACES[1:]
 SUITE = "conformance_tests"
+ON_A_CLUSTER = "backends/redis/tests/test_conformance_cluster.py"
 BACKENDS = [place for place in CODE if place.startswith("backends/")]
 EXAMPLE = "docs/examples/crossdock-plainfiles"
 THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -236,7 +237,15 @@ def conformance(session: nox.Session) -> None:
 def redis(session: nox.Session) -> None:
     """The Redis backend on real servers, each version that is found or that CROSSDOCK_REQUIRE names: the suite, and its own tests."""
     install(session, "test", "servers", siblings=True)
-    pytest(session, "backends/redis/tests", "-n", "8")
+    pytest(session, "backends/redis/tests", "-n", "6", f"--ignore={ON_A_CLUSTER}")
+
+
+@nox.session
+@part
+def redis_cluster(session: nox.Session) -> None:
+    """The suite on a Redis Cluster of three nodes."""
+    install(session, "test", "servers", siblings=True)
+    pytest(session, ON_A_CLUSTER, "-n", "2")
 
 
 @nox.session
@@ -332,7 +341,7 @@ def checks(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def full(session: nox.Session) -> None:
     """Everything: what CI runs, the tests on every Python that is installed, the suite in real time, the benchmark."""
-    for name in (*BUDGETS, *(f"tests-{python}" for python in PYTHONS), "real_time", "bench"):
+    for name in (*BUDGETS, *(f"tests-{python}" for python in PYTHONS), "real_time", "redis_cluster", "bench"):
         session.notify(name)
     for python in set(OTHER_PYTHONS).difference(PYTHONS):
         session.warn(f"the tests do not run on Python {python}: it is not installed")

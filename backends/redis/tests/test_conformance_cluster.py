@@ -40,4 +40,4 @@ def crossdock_target(one_cluster: topologies.Cluster) -> Target:
         for node in one_cluster.nodes:
             node.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
 
-    return Target(f"{one_cluster.url}?timeout=2", server=one_cluster, cut=cut, residue=residue)
+    return Target(f"{one_cluster.url}?timeout=4", server=one_cluster, cut=cut, residue=residue)
