@@ -165,19 +165,27 @@ class Lab:
         self._note_used(broker, (spec.name for spec in specs))
 
     async def close(self) -> None:
-        """Close every Broker and remove what the scenario left in the broker, where the backend can do that."""
-        for name, queues in self._used.items():
-            eraser = self.target.make_broker(name, self.clock)
-            try:
-                await eraser.open()
-                if isinstance(eraser, SupportsErase):
-                    await eraser.erase(sorted(queues))
-            except BrokerError:
-                pass  # the scenario has ended; whatever is wrong was its to find
-            finally:
-                await eraser.close()
-        for broker, _ in self._opened:
-            await broker.close()
+        """Close every Broker, then remove what the scenario left in the broker, where the backend can do that.
+
+        Not before: an open Broker declares again what it declared and misses.
+        """
+        try:
+            for broker, _ in self._opened:
+                await broker.close()
+        finally:
+            for name, queues in self._used.items():
+                await self._erase(name, sorted(queues))
+
+    async def _erase(self, namespace: str, queues: Sequence[str]) -> None:
+        eraser = self.target.make_broker(namespace, self.clock)
+        try:
+            await eraser.open()
+            if isinstance(eraser, SupportsErase):
+                await eraser.erase(queues)
+        except BrokerError:
+            pass  # the scenario has ended; whatever is wrong was its to find
+        finally:
+            await eraser.close()
 
     def _note_used(self, broker: Broker, queues: Iterable[str]) -> None:
         for opened, namespace in self._opened:
