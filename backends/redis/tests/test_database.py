@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from topologies import Node, configured
-from traffic import lanes_of, message, new_namespace, opened
+from traffic import lanes_of, message, new_namespace, opened, until
 
 from crossdock.spi import LEVELS, Ack, Dead, DeadLetter, Delivery, Nack, Priority, QueueSpec, Reason, Replay, State
 from crossdock_redis import keys, record
@@ -167,7 +167,7 @@ async def test_memory_of_a_message(source: Any, use: Any) -> None:
         print(f"{server}: {each:.0f} bytes")
         assert each < 200 + 300
         await run_through(broker, 0)
-        assert used(server) - before < 400_000
+        await until(lambda: used(server) - before < 400_000, "the server's memory was back")  # it frees in the background
 
 
 async def run_through(broker: Any, more: int) -> None:

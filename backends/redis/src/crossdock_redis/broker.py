@@ -37,7 +37,7 @@ from crossdock_redis.limits import BATCH
 from crossdock_redis.link import LinkBroken
 from crossdock_redis.repairs import Repairs, no_letter
 from crossdock_redis.route import Route, Surroundings
-from crossdock_redis.servers import behind, declared
+from crossdock_redis.servers import behind
 from crossdock_redis.servertime import ServerTime
 from crossdock_redis.spread import receive_from_many
 
@@ -89,10 +89,9 @@ class RedisBroker(Broker):
                 facts.check(each, self._address)
             self.capabilities = facts.capabilities(told, self._address, others)
             self._time.heard(told.clock_ms)
-            self._repairs = Repairs(self._namespace, self._keys_to_name, self._time)
+            self._repairs = Repairs(self._namespace, self._prefix, self._time)
             self._incoming = Incoming(
                 prefix_of=self._prefix,
-                declared=self._keys_to_name,
                 register=self._register_unknown,
                 timeout=self._address.timeout,
                 time=self._time,
@@ -153,9 +152,6 @@ class RedisBroker(Broker):
             prefix = self._prefixes[queue] = keys.prefix(self._namespace, queue)
         return prefix
 
-    def _keys_to_name(self, prefix: str) -> Sequence[str]:
-        return declared(self._servers, prefix)
-
     def _route(self, key: str) -> Route:
         """The route to a key: one for all, or one each where queues are spread over servers."""
         self._check_open()
@@ -163,7 +159,7 @@ class RedisBroker(Broker):
         route = self._routes.get(name)
         if route is None:
             around = Surroundings(
-                self._servers, self._namespace, self._clock, self._time, self._note_up, self._note_down, self._unavailable
+                self._servers, self._prefix, self._clock, self._time, self._note_up, self._note_down, self._unavailable
             )
             route = self._routes[name] = Route(key, around)
         return route
@@ -280,12 +276,15 @@ class RedisBroker(Broker):
     # --- deliveries ---
 
     async def receive(self, lanes: Sequence[Lane], limit: int, wait: float) -> Sequence[Delivery]:
-        routes: dict[Route, list[Lane]] = {}
-        for lane in lanes:
-            routes.setdefault(self._route_of(lane.queue), []).append(lane)
-        if len(routes) != 1:
-            return await receive_from_many(routes, lanes, limit, wait, self._clock, self._prefix)
-        [route] = routes
+        if self._servers.spread:
+            routes: dict[Route, list[Lane]] = {}
+            for lane in lanes:
+                routes.setdefault(self._route_of(lane.queue), []).append(lane)
+            if len(routes) != 1:
+                return await receive_from_many(routes, lanes, limit, wait, self._clock, self._prefix)
+            [route] = routes
+        else:
+            route = self._route("")
         deadline = self._clock.monotonic() + wait
         deliveries, pause = await route.desk.look(lanes, limit)
         while not deliveries and (left := deadline - self._clock.monotonic()) > 0:
@@ -317,9 +316,7 @@ class RedisBroker(Broker):
                 *(deliveries[index].message.id for index in group),
             )
             order += group
-        prefixes = [self._prefix(queue) for queue in queues]
-        named = [key for prefix in prefixes for key in self._keys_to_name(prefix)]
-        command = ("EVALSHA", scripts.digest("extend"), len(prefixes) + len(named), *prefixes, *named, *parts)
+        command = ("EVALSHA", scripts.digest("extend"), len(queues), *map(self._prefix, queues), *parts)
         answers: list[list[int]] = await route.ask(lambda: [command])
         [refused] = answers
         return [Refusal(order[number], lease_lost(deliveries[order[number]])) for number in refused]

@@ -123,6 +123,8 @@ class Request:
         self.woken = woken
         self.queues: dict[str, int] = {}
         self.order: list[_Item] = []
+        self.stores = False
+        """Whether there is more in it than acks, so that replicas must have it, too."""
         self.token = ""
         self.begun = 0.0
 
@@ -137,7 +139,6 @@ class Desk:
     Args:
         lane: To the server of these queues; this desk's alone.
         prefix_of: The prefix of a queue's keys.
-        declared: Keys that a script is to name beside the prefixes.
         clock: Whose monotonic seconds `Delivery.lease_until` are.
         timeout: Seconds after which a caller is told that nothing is known.
         now_ms: The server's clock, about.
@@ -150,7 +151,6 @@ class Desk:
         lane: Lane,
         *,
         prefix_of: Callable[[str], str],
-        declared: Callable[[str], Sequence[str]],
         clock: Clock,
         timeout: float,
         now_ms: Callable[[], int],
@@ -159,7 +159,6 @@ class Desk:
     ) -> None:
         self._lane = lane
         self._prefix_of = prefix_of
-        self._declared = declared
         self._clock = clock
         self._timeout = timeout
         self._now_ms = now_ms
@@ -229,12 +228,7 @@ class Desk:
         if len(unsent) == len(settlements):
             raise self._unavailable("no answer came in time")
         left, call.left = call.left, set()
-        return call.refusals + [
-            Refusal(
-                index, SettleUnknown(f"Message {settlements[index].delivery.message.id!r} may be settled or not: no answer came.")
-            )
-            for index in sorted(left)
-        ]
+        return call.refusals + [Refusal(index, _unknown(settlements[index], "no answer came in time.")) for index in sorted(left)]
 
     # --- receive ---
 
@@ -302,8 +296,11 @@ class Desk:
         if self._request is None and (self._waiting or self._ask is not None or self._tokens):
             request = self._request = self._next()
             self._asked = self._clock.monotonic()
-            stores = any(type(item.settlement) is not Ack for item in request.order)
-            self._lane.post(lambda: [self.command(request, self._lane)], partial(self._own_answered, request), replicated=stores)
+            make = partial(self._commands, request)
+            self._lane.post(make, partial(self._own_answered, request), replicated=request.stores)
+
+    def _commands(self, request: Request) -> Sequence[Command]:
+        return [self.command(request, self._lane)]
 
     def _own_answered(self, request: Request, outcome: list[Any] | NoAnswer | LinkRefused) -> None:
         self._request = self._asked = None
@@ -319,9 +316,10 @@ class Desk:
     def answered(self, request: Request, outcome: list[Any] | NoAnswer | LinkRefused) -> None:
         """Read what came of a request, and tell everybody whom it concerns."""
         if isinstance(outcome, NoAnswer | LinkRefused):
-            self._fail(request, self._unavailable(str(outcome)))
+            written = isinstance(outcome, NoAnswer) and outcome.written
+            self._fail(request, self._unavailable(str(outcome)), perhaps=written)
         elif isinstance(outcome[0], ServerError):
-            self._fail(request, self._unavailable(replies.explain(outcome[0])))
+            self._fail(request, self._unavailable(replies.explain(outcome[0])), perhaps=not replies.is_certain(outcome[0]))
         else:
             self._apply(request, outcome[0])
 
@@ -333,12 +331,20 @@ class Desk:
         waiting = self._waiting
         while waiting and len(request.order) < BATCH and size < BATCH_BYTES:
             item = waiting.popleft()
-            size += _size(item.settlement)
             request.order.append(item)
+            if type(item.settlement) is not Ack:
+                request.stores = True
+                size += _size(item.settlement)
         return request
 
-    def command(self, request: Request, lane: Lane) -> Command:
-        """The request as the script's arguments, with a token of this lane; the order of its items becomes that of their numbers."""
+    def command(self, request: Request, lane: Lane, *, parked: bool = False) -> Command:
+        """The request as the script's arguments; the order of its items becomes that of their numbers.
+
+        Args:
+            request: What to ask for.
+            lane: Whose token it bears.
+            parked: Whether it waits in the server, and so has to see to all queues when its time has come.
+        """
         ask = request.ask
         number = request.number
         lanes, idle = _NO_LANES, _NO_IDLE_LANES
@@ -370,27 +376,22 @@ class Desk:
             tail += [item.settlement.delivery.message.id for item in items]
         for item in others:
             tail += (*self._other(item.settlement, number(item.receipt.queue), item.receipt.batch),)
-        if others:
+        if others or len(groups) > 1:
             request.order = [item for items in groups.values() for item in items] + others
-        elif len(groups) > 1:
-            request.order = [item for items in groups.values() for item in items]
         prefixes = [self._prefix_of(queue) for queue in request.queues]
-        named = [key for prefix in prefixes for key in self._declared(prefix)]
         request.token = lane.token()
         request.begun = self._clock.monotonic()
         return (
             "EVALSHA",
             scripts.digest("cycle"),
-            len(prefixes) + len(named),
-            *prefixes,
-            *named,
-            request.token,
             len(prefixes),
+            *prefixes,
+            request.token,
             ask.limit if ask is not None else 0,
             lanes,
             woken,
             ask.passes if ask is not None else 0,
-            self._tend_all(len(prefixes)),
+            1 if parked else self._tend_all(len(prefixes)),
             len(idle.lists),
             *idle.lists,
             idle.packed,
@@ -479,12 +480,14 @@ class Desk:
         self._waiting.append(item)
         self._start()
 
-    def _fail(self, request: Request, error: CrossdockError) -> None:
-        """The server did nothing of it, and says so."""
+    def _fail(self, request: Request, error: CrossdockError, *, perhaps: bool) -> None:
+        """There is no answer, or an error: nothing was done, or perhaps something."""
         for item in request.order:
             item.receipt.item = item.receipt.ending = None
-            for call, _ in item.calls:
-                if not call.future.done():
+            for call, index in item.calls:
+                if perhaps:
+                    call.done(index, _unknown(item.settlement, str(error)))
+                elif not call.future.done():
                     call.future.set_exception(error)
         if request.ask is not None and not request.ask.future.done():
             request.ask.future.set_exception(error)
@@ -503,7 +506,7 @@ class Desk:
         self._lane.close()
         for item in self._waiting:
             for call, index in item.calls:
-                call.done(index, SettleUnknown("The Redis broker was closed before the settlement was answered."))
+                call.done(index, _unknown(item.settlement, "the Redis broker was closed before the server had answered."))
 
 
 def expire(future: asyncio.Future[Any]) -> None:
@@ -516,6 +519,10 @@ def lease_lost(delivery: Delivery) -> LeaseLost:
     """The refusal of a delivery that somebody else has, or had, since."""
     message = delivery.message
     return LeaseLost(f"The lease on message {message.id!r} of queue {message.queue!r} is over; nothing was changed.")
+
+
+def _unknown(settlement: Settlement, why: str) -> SettleUnknown:
+    return SettleUnknown(f"Message {settlement.delivery.message.id!r} may be settled or not: {why}")
 
 
 def _ending(settlement: Settlement) -> object:
@@ -538,11 +545,12 @@ def _unfit(settlement: Settlement) -> CrossdockError | None:
 
 
 def _size(settlement: Settlement) -> int:
+    """Bytes that it stores."""
     if isinstance(settlement, Nack) and settlement.replacement is not None:
         return len(settlement.replacement.body)
     if isinstance(settlement, Dead):
         return len(settlement.letter.message.body) + len(settlement.letter.story)
-    return 64
+    return 0
 
 
 def group_by_batch(deliveries: Sequence[Delivery], indexes: Sequence[int]) -> Mapping[tuple[str, str], list[int]]:

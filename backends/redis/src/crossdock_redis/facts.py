@@ -17,7 +17,7 @@ from crossdock_redis.replies import ServerError, explain
 OLDEST: Final = (6, 2)
 """The first version whose commands do: LPOP with a count, SMISMEMBER, LPOS."""
 SWEEP: Final = 0.25
-"""Seconds within which a waiting receiver finds what nobody told it of; see `waker.LOOK`."""
+"""Seconds within which a waiting receiver finds what nobody told it of; see `limits.LOOK`."""
 
 _AT_REST: Final = frozenset({State.READY, State.SCHEDULED, State.DEAD})
 _NATIVE: Final = Ability(Support.NATIVE)

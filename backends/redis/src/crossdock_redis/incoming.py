@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Container, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any, Final
 
@@ -31,7 +32,8 @@ class _Chunk:
 
     queue: str
     items: list[Item]
-    careful: bool = field(default=False)
+    careful: bool
+    """Whether it goes item by item."""
 
 
 class Incoming:
@@ -39,7 +41,6 @@ class Incoming:
 
     Args:
         prefix_of: The prefix of a queue's keys.
-        declared: Keys that a script is to name beside the prefix.
         register: Adds queues to the namespace's registry.
         timeout: Seconds after which to give up.
         time: The server's clock.
@@ -51,7 +52,6 @@ class Incoming:
         self,
         *,
         prefix_of: Callable[[str], str],
-        declared: Callable[[str], Sequence[str]],
         register: Callable[[Sequence[str]], Awaitable[None]],
         timeout: float,
         time: ServerTime,
@@ -59,7 +59,6 @@ class Incoming:
         blocked: Callable[[str | None], None],
     ) -> None:
         self._prefix_of = prefix_of
-        self._declared = declared
         self._register = register
         self._timeout = timeout
         self._time = time
@@ -85,13 +84,8 @@ class Incoming:
         while queues:
             chunks = [self._cut(queue, waiting, beyond_limit) for queue, waiting in queues.items()]
             try:
-                answers = await lane.call(
-                    lambda chunks=chunks: [
-                        self._command(lane.token(), chunk, chunk.queue in new, beyond_limit) for chunk in chunks
-                    ],  # type: ignore[misc]
-                    self._timeout,
-                    replicated=True,
-                )
+                make = partial(self._commands, lane, chunks, frozenset(new), beyond_limit)
+                answers = await lane.call(make, self._timeout, replicated=True)
             except (NoAnswer, LinkRefused) as error:
                 written = isinstance(error, NoAnswer) and error.written
                 if not written and not attempted:
@@ -152,16 +146,18 @@ class Incoming:
         careful = careful or queue in self._careful or len({message.id for _, message in items}) < len(items)
         return _Chunk(queue, items, careful)
 
+    def _commands(self, lane: Lane, chunks: Sequence[_Chunk], new: Container[str], beyond_limit: bool) -> list[Command]:
+        return [self._command(lane.token(), chunk, chunk.queue in new, beyond_limit) for chunk in chunks]
+
     def _command(self, token: str, chunk: _Chunk, new: bool, beyond_limit: bool) -> Command:
         prefix = self._prefix_of(chunk.queue)
-        named = self._declared(prefix)
         now = self._time.now_ms()
         may_create = "2" if beyond_limit else "1" if new else "0"
         if chunk.careful:
             parts: list[str | bytes | int] = []
             for _, message in chunk.items:
                 parts += (message.id, *stored(message, now))
-            return ("EVALSHA", scripts.digest("store"), 1 + len(named), prefix, *named, token, may_create, *parts)
+            return ("EVALSHA", scripts.digest("store"), 1, prefix, token, may_create, *parts)
         ids: dict[int, list[str]] = {9: [], 6: [], 3: [], 0: [], _LATER: []}
         values: dict[int, list[bytes]] = {9: [], 6: [], 3: [], 0: [], _LATER: []}
         dues: list[int] = []
@@ -175,9 +171,8 @@ class Incoming:
         return (
             "EVALSHA",
             scripts.digest("enqueue"),
-            1 + len(named),
+            1,
             prefix,
-            *named,
             token,
             may_create,
             *map(len, ids.values()),
@@ -220,11 +215,6 @@ def stored(message: Message, now_ms: int) -> tuple[bytes, int]:
         return record.pack(message, 0, now_ms), -message.delay_ms
     eta = message.eta_ms if message.eta_ms > now_ms else 0
     return record.pack(message, eta, now_ms), eta
-
-
-def not_stored(messages: Sequence[Message], error: CrossdockError) -> Mapping[str, EnqueueUnknown]:
-    """For each id: it may be stored."""
-    return {message.id: _unknown(message, error) for message in messages}
 
 
 def _not_stored(item: Item, cause: CrossdockError, *, perhaps: bool) -> Refusal:

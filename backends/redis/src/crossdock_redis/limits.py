@@ -21,6 +21,8 @@ BATCH_BYTES: Final = 8 * 1024 * 1024
 """A request ends with the message that reaches this many bytes."""
 _CLOCKS: Final = 1000
 """Milliseconds by which clocks may disagree about the longest delay."""
+LOOK: Final = 0.15
+"""Seconds after which a waiting receiver looks by itself. A server may end a BLPOP 0.1 s late, so in fact up to 0.25."""
 MARGIN: Final = 0.05
 """Part of a lease by which its holder reckons it to end earlier than the server does."""
 

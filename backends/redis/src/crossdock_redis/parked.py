@@ -21,9 +21,8 @@ from crossdock.spi import Lane as LaneOfQueue
 from crossdock_redis import keys
 from crossdock_redis.desk import Ask, Desk, Request, expire
 from crossdock_redis.lane import Lane, NoAnswer
-from crossdock_redis.limits import BATCH
+from crossdock_redis.limits import BATCH, LOOK
 from crossdock_redis.link import Command, LinkRefused
-from crossdock_redis.waker import LOOK
 
 _TICK: Final = 0.2
 """Seconds by which a server may end a BLPOP late: it looks after such times ten times a second."""
@@ -107,7 +106,7 @@ class Parked:
         return self._over is not None
 
     def _commands(self, request: Request) -> Sequence[Command]:
-        look = self._desk.command(request, self._lane)
+        look = self._desk.command(request, self._lane, parked=True)
         assert request.ask is not None
         lists = [keys.token(self._prefix_of(lane.queue), lane.priority) for lane in request.ask.lanes]
         return [("BLPOP", self._bell, *lists, LOOK), look]

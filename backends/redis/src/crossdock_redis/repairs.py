@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from crossdock.errors import NotFound
@@ -22,23 +23,24 @@ class Repairs:
 
     Args:
         namespace: Theirs.
-        declared: Keys that a script is to name beside the prefix.
+        prefix_of: The prefix of a queue's keys.
         time: The server's clock.
     """
 
-    def __init__(self, namespace: str, declared: Callable[[str], Sequence[str]], time: ServerTime) -> None:
+    def __init__(self, namespace: str, prefix_of: Callable[[str], str], time: ServerTime) -> None:
         self._namespace = namespace
-        self._declared = declared
+        self._prefix_of = prefix_of
         self._time = time
 
-    def prefix(self, queue: str) -> str:
-        """The prefix of a queue's keys."""
-        return keys.prefix(self._namespace, queue)
-
     def _script(self, name: str, queue: str, *arguments: str | bytes | int) -> Command:
-        prefix = self.prefix(queue)
-        named = self._declared(prefix)
-        return ("EVALSHA", scripts.digest(name), 1 + len(named), prefix, *named, *arguments)
+        return ("EVALSHA", scripts.digest(name), 1, self._prefix_of(queue), *arguments)
+
+    def _scripts(self, name: str, queues: Sequence[str]) -> list[Command]:
+        return [self._script(name, queue) for queue in queues]
+
+    def _change(self, route: Route, name: str, queue: str, *arguments: str | bytes | int) -> Command:
+        """A script that changes something: with a token, drawn when it is sent."""
+        return self._script(name, queue, route.side.token(), *arguments)
 
     async def _until_caught_up(self, route: Route, make: Callable[[], Command], *, replicated: bool = False) -> Any:
         """The answer of a script that answers nil until all that time has to do is done."""
@@ -68,12 +70,13 @@ class Repairs:
 
     async def missing(self, route: Route, queues: Sequence[str]) -> list[str]:
         """Those of these queues of this route that are not as declared any more; somebody may have made them anew by an enqueue."""
-        answers = await route.ask(lambda: [("HEXISTS", self.prefix(queue) + "q", "lease_ms") for queue in queues])
+        answers = await route.ask(lambda: [("HEXISTS", self._prefix_of(queue) + "q", "lease_ms") for queue in queues])
         return [queue for queue, there in zip(queues, answers, strict=True) if not there]
 
     async def erase(self, route: Route, queue: str) -> None:
         """Delete all keys of a queue."""
-        await route.ask(lambda: [self._script("erase", queue)])
+        named = [self._prefix_of(queue), *keys.fixed(self._prefix_of(queue))]
+        await route.ask(lambda: [("EVALSHA", scripts.digest("erase"), len(named), *named)])
 
     async def unregister(self, route: Route, queues: Sequence[str]) -> None:
         """Take names out of the namespace's registry; the route is the registry's."""
@@ -87,7 +90,7 @@ class Repairs:
         left = list(queues)
         while left:
             now, left = left[:BATCH], left[BATCH:]
-            answers = await route.ask(lambda now=now: [self._script("stats", queue) for queue in now])  # type: ignore[misc]
+            answers = await route.ask(partial(self._scripts, "stats", now))
             for queue, answer in zip(now, answers, strict=True):
                 if answer is None:
                     left.append(queue)
@@ -101,7 +104,7 @@ class Repairs:
             entries: list[Entry] = []
             for first in range(0, len(ids), BATCH):
                 some = ids[first : first + BATCH]
-                answer = await self._until_caught_up(route, lambda some=some: self._script("peek", queue, state.value, 0, *some))  # type: ignore[misc]
+                answer = await self._until_caught_up(route, partial(self._script, "peek", queue, state.value, 0, *some))
                 entries += _entries(queue, state, answer[0])
             return Page(entries)
         place = cursor.read(after, queue, state) if after is not None else ()
@@ -117,10 +120,7 @@ class Repairs:
         refusals: list[Refusal] = []
         for first in range(0, len(ids), BATCH):
             some = ids[first : first + BATCH]
-            refused = await self._until_caught_up(
-                route,
-                lambda some=some: self._script("remove", queue, route.side.token(), state.value, *some),  # type: ignore[misc]
-            )
+            refused = await self._until_caught_up(route, partial(self._change, route, "remove", queue, state.value, *some))
             for number in refused:
                 why = NotFound(f"No {state.value} message {some[number]!r} is in queue {queue!r}.")
                 refusals.append(Refusal(first + number, why))
@@ -131,10 +131,8 @@ class Repairs:
         purged, left = 0, BATCH
         while left > 0:
             most = min(left, BATCH)
-            deleted, there = await self._until_caught_up(
-                route,
-                lambda most=most: self._script("purge", queue, route.side.token(), state.value, most),  # type: ignore[misc]
-            )
+            make = partial(self._change, route, "purge", queue, state.value, most)
+            deleted, there = await self._until_caught_up(route, make)
             # What the first step leaves is what there was; those that come later do not keep us.
             left = there if purged == 0 else min(left - deleted, there)
             purged += deleted
@@ -154,11 +152,8 @@ class Repairs:
                 refusals.append(Refusal(index, error))
         for first in range(0, len(sent), BATCH):
             some = sent[first : first + BATCH]
-            refused: Sequence[int] = await self._until_caught_up(
-                route,
-                lambda some=some: self._replay(route.side.token(), queue, some, target),  # type: ignore[misc]
-                replicated=True,
-            )
+            make = partial(self._replay, route, queue, some, target)
+            refused: Sequence[int] = await self._until_caught_up(route, make, replicated=True)
             for number, reason in zip(refused[::2], refused[1::2], strict=True):
                 index, replay = some[number]
                 refusals.append(
@@ -166,14 +161,12 @@ class Repairs:
                 )
         return refusals
 
-    def _replay(self, token: str, queue: str, replays: Sequence[tuple[int, Replay]], target: str) -> Command:
-        prefixes = (self.prefix(queue), self.prefix(target))
-        named = [key for prefix in dict.fromkeys(prefixes) for key in self._declared(prefix)]
+    def _replay(self, route: Route, queue: str, replays: Sequence[tuple[int, Replay]], target: str) -> Command:
         now = self._time.now_ms()
         parts: list[str | bytes | int] = []
         for _, replay in replays:
             parts += (replay.id, replay.message.id, *stored(replay.message, now))
-        return ("EVALSHA", scripts.digest("replay"), 2 + len(named), *prefixes, *named, token, *parts)
+        return ("EVALSHA", scripts.digest("replay"), 2, self._prefix_of(queue), self._prefix_of(target), route.side.token(), *parts)
 
 
 def no_letter(id: str, queue: str) -> NotFound:

@@ -14,7 +14,7 @@ from crossdock_redis.lane import Lane, NoAnswer
 from crossdock_redis.link import Command, LinkRefused
 from crossdock_redis.parked import Parked
 from crossdock_redis.replies import ServerError
-from crossdock_redis.servers import Servers, declared
+from crossdock_redis.servers import Servers
 from crossdock_redis.servertime import ServerTime
 from crossdock_redis.waker import Waker
 
@@ -24,7 +24,8 @@ class Surroundings:
     """What all routes of a Broker have in common."""
 
     servers: Servers
-    namespace: str
+    prefix_of: Callable[[str], str]
+    """The prefix of a queue's keys."""
     clock: Clock
     time: ServerTime
     up: Callable[[], None]
@@ -50,8 +51,7 @@ class Route:
         """For looking, repairing and extending."""
         self.desk = Desk(
             self._lane(),
-            prefix_of=lambda queue: keys.prefix(around.namespace, queue),
-            declared=lambda prefix: declared(around.servers, prefix),
+            prefix_of=around.prefix_of,
             clock=around.clock,
             timeout=self._timeout,
             now_ms=around.time.now_ms,
@@ -61,7 +61,7 @@ class Route:
         self.parked = Parked(
             self._lane(),
             self.desk,
-            prefix_of=lambda queue: keys.prefix(around.namespace, queue),
+            prefix_of=around.prefix_of,
             push=self._push,
             timeout=self._timeout,
             unavailable=around.unavailable,

@@ -252,11 +252,6 @@ def behind(address: Address) -> Servers:
             return Cluster(address)
 
 
-def declared(servers: Servers, prefix: str) -> list[str]:
-    """What a script's KEYS name beside prefixes: where slots may move between servers, all keys, so that none moves unnoticed."""
-    return keys.fixed(prefix) if servers.spread else []
-
-
 def shown(place: Place) -> str:
     """A place as people write it."""
     host, port = place

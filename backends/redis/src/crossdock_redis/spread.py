@@ -16,8 +16,8 @@ from crossdock.errors import BrokerUnavailable
 from crossdock.spi import Clock, Delivery, Lane
 from crossdock_redis import keys
 from crossdock_redis.desk import Woken
+from crossdock_redis.limits import LOOK
 from crossdock_redis.route import Route
-from crossdock_redis.waker import LOOK
 
 _Found = tuple[list[Delivery], float]
 _PATIENCE: Final = 1.0
@@ -240,4 +240,3 @@ def _give_back(deliveries: Sequence[Delivery]) -> None:
     for delivery in deliveries:
         receipt: Any = delivery.receipt
         receipt.desk.give_back(delivery)
-        receipt.desk.hand_on(())  # at once, not with the next look

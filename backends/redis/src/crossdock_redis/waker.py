@@ -13,11 +13,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final
 
+from crossdock_redis.limits import LOOK
 from crossdock_redis.link import Command, Link, LinkBroken, Outcome
 from crossdock_redis.replies import ServerError
 
-LOOK: Final = 0.2
-"""Seconds after which a waiting receiver looks by itself."""
 _ARMED: Final = 30
 """Seconds after which the server ends the wait for a token, so that a connection that died unseen is found out."""
 

@@ -1,14 +1,13 @@
 -- Ends deliveries and receives new ones, in one step for one or more queues.
 --
--- KEYS         prefixes of the queues, then, in a Cluster, keys that are named only so that the server knows of them
+-- KEYS         prefixes of the queues
 -- ARGV[1]      token of the request, 12 characters: it names the batch of leases that this receive takes
--- ARGV[2]      how many of KEYS are prefixes
--- ARGV[3]      most messages to receive; 0: none
--- ARGV[4]      MessagePack: flat list of lanes in order, each three numbers: queue (index from 1), level, quota
--- ARGV[5]      MessagePack: flat list of queue and level of each token that may have woken this receiver
--- ARGV[6]      2: take what quotas leave over in a second pass; 1: do not
--- ARGV[7]      1: see to what is due, or leased for too long, in every queue; 0: only where more than one message is asked for
--- ARGV[8]      how many lanes are told apart from those of ARGV[4], and come before them: asked for one message, and probably idle
+-- ARGV[2]      most messages to receive; 0: none
+-- ARGV[3]      MessagePack: flat list of lanes in order, each three numbers: queue (index from 1), level, quota
+-- ARGV[4]      MessagePack: flat list of queue and level of each token that may have woken this receiver
+-- ARGV[5]      2: take what quotas leave over in a second pass; 1: do not
+-- ARGV[6]      1: see to what is due, or leased for too long, in every queue; 0: only where more than one message is asked for
+-- ARGV[7]      how many lanes are told apart from those of ARGV[3], and come before them: asked for one message, and probably idle
 -- then         the names of their lists, and MessagePack: flat list of queue and level of each
 -- then         number of groups of acks, then per group: queue, batch, how many, ids
 -- then         per other ending: kind, queue, batch, id, level, argument, value
@@ -21,7 +20,7 @@
 --   now        the server's clock in ms
 
 local CHUNK = 50       -- idle lanes that are looked at together
-local token, queues, limit = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local token, queues, limit = ARGV[1], #KEYS, tonumber(ARGV[2])
 
 local function lease_of(P) return tonumber(redis.call('HGET', P .. 'q', 'lease_ms') or 30000) end
 
@@ -68,8 +67,8 @@ local function release(P, batch, from, to)
   return mine
 end
 
-local idle_lanes = tonumber(ARGV[8])
-local at = 11 + idle_lanes
+local idle_lanes = tonumber(ARGV[7])
+local at = 10 + idle_lanes
 for _ = 1, tonumber(ARGV[at - 1]) do
   local P, batch, count = KEYS[tonumber(ARGV[at])], ARGV[at + 1], tonumber(ARGV[at + 2])
   local mine = release(P, batch, at + 3, at + 2 + count)
@@ -114,10 +113,12 @@ for P in pairs(mourning) do retain(P) end
 
 local ids, values, received, empty = {}, {}, 0, {}
 
+local ghosts = 0       -- passed over so far; of a great many some are left to the next look
+
 -- Up to `most` messages of a lane, the oldest first. An id without a value is a ghost: its message was removed.
 local function take(number, level, most)
   local P, taken = KEYS[number], 0
-  while taken < most do
+  while taken < most and ghosts < BATCH do
     local popped = redis.call('LPOP', P .. 'r' .. level, most - taken)
     if not popped or #popped == 0 then return taken end
     redis.call('HINCRBY', P .. 'q', 'h' .. level, #popped)
@@ -129,6 +130,7 @@ local function take(number, level, most)
         taken = taken + 1
       else
         redis.call('HDEL', P .. 'gh', popped[i])
+        ghosts = ghosts + 1
       end
     end
   end
@@ -137,14 +139,14 @@ end
 
 local batches, wait = {}, -1
 if limit > 0 then
-  local lanes = cmsgpack.unpack(ARGV[4])
+  local lanes = cmsgpack.unpack(ARGV[3])
   local short = {}       -- lanes that have no more
   local tended = {}
   for i = 1, #lanes, 3 do
     if lanes[i + 2] > 1 then tended[lanes[i]] = true end
   end
   for number = 1, queues do
-    if ARGV[7] == '1' or tended[number] then
+    if ARGV[6] == '1' or tended[number] then
       local P = KEYS[number]
       if redis.call('EXISTS', P .. 'b') == 1 then
         promote(P, math.max(200, limit), fresh[number])
@@ -157,8 +159,8 @@ if limit > 0 then
   local awake = {}       -- of the idle lanes those that gave their message: queue, level, quota
   for first = 1, idle_lanes, CHUNK do
     local last = math.min(first + CHUNK - 1, idle_lanes)
-    if received < limit and redis.call('EXISTS', unpack(ARGV, 8 + first, 8 + last)) > 0 then
-      local idle = cmsgpack.unpack(ARGV[9 + idle_lanes])
+    if received < limit and redis.call('EXISTS', unpack(ARGV, 7 + first, 7 + last)) > 0 then
+      local idle = cmsgpack.unpack(ARGV[8 + idle_lanes])
       for i = first, last do
         if received < limit and take(idle[2 * i - 1], idle[2 * i], 1) == 1 then
           received = received + 1
@@ -167,7 +169,7 @@ if limit > 0 then
       end
     end
   end
-  for pass = 1, tonumber(ARGV[6]) do
+  for pass = 1, tonumber(ARGV[5]) do
     if pass == 2 and received < limit and #awake > 0 then
       for i = 1, #lanes do awake[#awake + 1] = lanes[i] end
       local before = {}
@@ -197,7 +199,9 @@ if limit > 0 then
       batches[#batches + 1] = {number, lease, mine, values[number]}
     end
   end
-  if received == 0 then
+  if received == 0 and ghosts >= BATCH then
+    wait = 0
+  elseif received == 0 then
     for number = 1, queues do
       local P = KEYS[number]
       if not empty[number] then
@@ -214,7 +218,7 @@ if limit > 0 then
 end
 
 -- Whoever took a token hands it on while there is more; so does who made something ready and did not take it all.
-local woken = cmsgpack.unpack(ARGV[5])
+local woken = cmsgpack.unpack(ARGV[4])
 if received == limit then       -- else there is none
   for i = 1, #woken, 2 do fresh[woken[i]][tostring(woken[i + 1])] = true end
 end

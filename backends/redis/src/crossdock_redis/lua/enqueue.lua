@@ -21,10 +21,10 @@ for i = 1, count do
   if known[i] then return {'careful', now} end
 end
 
-local pairs_ = {}
+local fields = {}
 for i = 1, count do
-  pairs_[2 * i - 1] = ARGV[7 + i]
-  pairs_[2 * i] = ARGV[7 + count + i]
+  fields[2 * i - 1] = ARGV[7 + i]
+  fields[2 * i] = ARGV[7 + count + i]
 end
 local scheduled = tonumber(ARGV[7])
 local first_scheduled = count - scheduled
@@ -33,11 +33,11 @@ for i = 1, scheduled do
   local due = tonumber(ARGV[7 + 2 * count + i])
   if due < 0 then
     due = now - due
-    pairs_[2 * (first_scheduled + i)] = due_at(pairs_[2 * (first_scheduled + i)], due)
+    fields[2 * (first_scheduled + i)] = due_at(fields[2 * (first_scheduled + i)], due)
   end
   dues[i] = due
 end
-if count > 0 then redis.call('HSET', P .. 'b', unpack(pairs_)) end
+if count > 0 then redis.call('HSET', P .. 'b', unpack(fields)) end
 if not queue[1] then redis.call('HSET', P .. 'q', 'named', 1) end
 
 local at = 8
@@ -54,7 +54,7 @@ if scheduled > 0 then
   head = head and tonumber(head) or math.huge
   local members, earliest, who = {}, math.huge, nil
   for i, due in ipairs(dues) do
-    local id, level = ARGV[at + i - 1], level_of(pairs_[2 * (first_scheduled + i)])
+    local id, level = ARGV[at + i - 1], level_of(fields[2 * (first_scheduled + i)])
     if due <= now then
       redis.call('RPUSH', P .. 'r' .. level, id)
       wake(P, level)

@@ -1,6 +1,6 @@
 -- Renews leases, each for its queue's lease from now. A repeat changes nothing.
 --
--- KEYS         prefixes of the queues, then, in a Cluster, keys that are named only so that the server knows of them
+-- KEYS         prefixes of the queues
 -- ARGV         per group: queue (index from 1), batch, how many, ids
 -- returns      refused: the numbers, from 0 in the order of ARGV, of those that are not leased in their batch any more
 

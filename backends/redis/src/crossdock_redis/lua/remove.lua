@@ -23,10 +23,9 @@ local function is_removed(id)
   else
     if redis.call('SISMEMBER', P .. 'l', id) == 1 or redis.call('ZSCORE', P .. 'd', id)
       or redis.call('ZSCORE', P .. 's', level .. id) then return false end
-    redis.call('HDEL', P .. 'b', id)       -- first: it needs no memory, and lets the rest through when that is full
-    redis.call('HSET', P .. 'gh', id, level)
   end
-  redis.call('HDEL', P .. 'b', id)
+  redis.call('HDEL', P .. 'b', id)       -- before the next write: it needs no memory, and lets that through when it is full
+  if state == 'ready' then redis.call('HSET', P .. 'gh', id, level) end
   return true
 end
 

@@ -6,7 +6,7 @@
 
 if redis.call('EXISTS', P .. 'q') == 0 then return {} end
 if catch_up(P) then return false end
-local since = -1
+local since, ghosts = -1, 0
 for _, level in ipairs({9, 6, 3, 0}) do
   while true do
     local id = redis.call('LINDEX', P .. 'r' .. level, 0)
@@ -17,7 +17,9 @@ for _, level in ipairs({9, 6, 3, 0}) do
       if since < 0 or own < since then since = own end
       break
     end
-    redis.call('LPOP', P .. 'r' .. level)       -- a ghost
+    if ghosts == BATCH then return false end
+    ghosts = ghosts + 1
+    redis.call('LPOP', P .. 'r' .. level)
     redis.call('HDEL', P .. 'gh', id)
     redis.call('HINCRBY', P .. 'q', 'h' .. level, 1)
   end

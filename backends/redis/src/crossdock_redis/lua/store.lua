@@ -17,8 +17,8 @@ if not queue[1] and ARGV[2] == '0' then return {'unknown', now, 0, {}} end
 local most = queue[2] and ARGV[2] ~= '2' and tonumber(queue[2]) or math.huge
 local ready = 0
 if most < math.huge then
-  while catch_up(P) do end
-  ready = ready_count(P)
+  catch_up(P)       -- a piece of it; the rest of what is due is counted where it is
+  ready = ready_count(P) + redis.call('ZCOUNT', P .. 's', '-inf', now)
 end
 local refused = {}
 local function refuse(index, reason)
