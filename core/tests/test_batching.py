@@ -71,6 +71,37 @@ async def test_what_comes_during_a_flush_is_collected() -> None:
     await batcher.drained()
 
 
+async def test_who_flushes_his_own_item_keeps_the_rule() -> None:
+    """What comes meanwhile waits, is drained too, and goes together when he is done."""
+    sink = Sink()
+    batcher = Batcher(sink.flush, lambda _: 1)
+    with batcher.by_owner():
+        assert not batcher.is_quiet
+        batcher.extend([1, 2])
+        await asyncio.sleep(0)
+        assert sink.batches == []
+        draining = asyncio.create_task(batcher.drained())
+        await asyncio.sleep(0)
+    await sink.begun()
+    assert sink.batches == [[1, 2]]
+    assert not draining.done()
+    sink.let_one_through()
+    await draining
+
+
+async def test_it_is_quiet_while_there_seems_to_be_one_sender() -> None:
+    """At first, and after a batch of one; not while something is under way, nor after a batch of several."""
+    sink = Sink()
+    batcher = Batcher(sink.flush, lambda _: 1)
+    assert batcher.is_quiet
+    for items, quiet_after in (([1, 2], False), ([3], True)):
+        batcher.extend(items)
+        assert not batcher.is_quiet
+        sink.let_one_through()
+        await batcher.drained()
+        assert batcher.is_quiet is quiet_after
+
+
 async def test_a_batch_has_at_most_a_thousand_items() -> None:
     """More are cut, in order."""
     sink = Sink()

@@ -140,6 +140,15 @@ def ids(count: int) -> list[str]:
     return [f"m{number}" for number in range(count)]
 
 
+async def under_way(site: Site) -> None:
+    """Return when the broker has a batch, and everybody who was about to enqueue has done so."""
+    async with asyncio.timeout(10):
+        while not site.brokers or not site.broker.batches:
+            await asyncio.sleep(0)
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
 # --- group commit ---------------------------------------------------------------------------------
 
 
@@ -190,16 +199,31 @@ async def test_a_caller_that_gives_up_takes_nobody_along(open_site: Site) -> Non
     """Cancelling one enqueue leaves the others of its batch alone."""
     site, gate = open_site, asyncio.Event()
     site.answer = lambda messages: gate.wait()
-    calls = [asyncio.create_task(site.job.options(id=id).enqueue()) for id in ids(3)]
-    async with asyncio.timeout(10):
-        while not site.brokers or not site.broker.batches:
-            await asyncio.sleep(0)
-    calls[1].cancel()
-    await asyncio.wait([calls[1]])
+    calls = [asyncio.create_task(site.job.options(id=id).enqueue()) for id in ids(4)]
+    await under_way(site)
+    calls[2].cancel()
+    await asyncio.wait([calls[2]])
     site.answer = lambda messages: None
     gate.set()
-    assert [handle.id for handle in await asyncio.gather(calls[0], calls[2])] == ["m0", "m2"]
-    assert {"m0", "m2"} <= set(await site.stored())
+    assert [handle.id for handle in await asyncio.gather(calls[0], calls[1], calls[3])] == ["m0", "m1", "m3"]
+    assert {"m0", "m1", "m3"} <= set(await site.stored())
+
+
+@pytest.mark.asyncio
+async def test_a_lonely_caller_that_gives_up_holds_nobody_back(open_site: Site) -> None:
+    """Cancelled while its message is on its way, it lets those go that came meanwhile."""
+    site = open_site
+    site.answer = lambda messages: asyncio.Event().wait()
+    first = asyncio.create_task(site.job.options(id="first").enqueue())
+    await under_way(site)
+    others = [asyncio.create_task(site.job.options(id=id).enqueue()) for id in ids(2)]
+    await under_way(site)
+    site.answer = lambda messages: None
+    first.cancel()
+    await asyncio.gather(*others)
+    assert site.broker.batches == [["first"], ids(2)]
+    with pytest.raises(asyncio.CancelledError):
+        await first
 
 
 # --- what callers are told ------------------------------------------------------------------------
@@ -235,8 +259,16 @@ async def test_an_error_about_a_whole_batch_is_told_to_everybody(open_site: Site
     def refuse(_: Sequence[Message]) -> None:
         raise error
 
+    gate = asyncio.Event()
+    open_site.answer = lambda messages: gate.wait()
+    first = asyncio.create_task(open_site.job.options(id="first").enqueue())
+    calls = [asyncio.create_task(open_site.job.options(id=id).enqueue()) for id in ids(3)]
+    await under_way(open_site)
     open_site.answer = refuse
-    outcomes = await asyncio.gather(*(open_site.job.options(id=id).enqueue() for id in ids(3)), return_exceptions=True)
+    gate.set()
+    await first
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert open_site.broker.batches == [["first"], ids(3)]
     assert [type(outcome) for outcome in outcomes] == [type(error)] * 3
     assert len({id(outcome) for outcome in outcomes}) == 3
     for outcome, name in zip(outcomes, ids(3), strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from typing import Any
 
@@ -66,3 +67,40 @@ async def test_what_is_due_counts_towards_the_limit(server: Node) -> None:
         await until(lambda: time.monotonic() > stored + 0.05, "all of it was due")
         [refusal] = await broker.enqueue([message("more")])
         assert isinstance(refusal.error, QueueFull)
+
+
+async def test_of_many_lanes_all_are_served_in_order(server: Node) -> None:
+    """However many lanes there are and however few of them anything is wanted of: first the quotas, then lane by lane up to the limit."""
+    queues = [f"q{number}" for number in range(20)]
+    async with opened(server.url, new_namespace()) as broker:
+        for again in range(3):  # not every look sees to all of them
+            ids = {queue: [f"{queue}-{again}-{number}" for number in range(2)] for queue in (queues[3], queues[7], queues[-1])}
+            for queue, some in ids.items():
+                assert await broker.enqueue([message(id, queue=queue) for id in some]) == []
+            lanes = [Lane(queue, level, int(queue == queues[7])) for level in LEVELS for queue in queues]
+            deliveries = await broker.receive(lanes, 5, 0)
+            assert {each.message.id for each in deliveries} == {*ids[queues[3]], *ids[queues[7]], ids[queues[-1]][0]}
+            assert await broker.settle(list(map(Ack, deliveries))) == []
+            [last] = await broker.receive(lanes, 5, 0)
+            assert last.message.id == ids[queues[-1]][1]
+            assert await broker.settle([Ack(last)]) == []
+
+
+async def test_what_falls_due_beside_busy_queues_is_delivered_in_time(server: Node) -> None:
+    """A worker that always finds enough in the lanes it wants most still gets what falls due in another one."""
+    queues = [f"q{number}" for number in range(20)]
+    async with opened(server.url, new_namespace()) as broker:
+        assert await broker.enqueue([message("late", queue=queues[9], delay_ms=300)]) == []
+        stored = time.monotonic()
+        wanted = {queues[0]: 3, queues[9]: 1}
+        lanes = [Lane(queue, level, wanted.get(queue, 0)) for level in LEVELS for queue in reversed(queues)]
+        came: set[str] = set()
+        for turn in itertools.count():
+            assert await broker.enqueue([message(f"{turn}-{number}") for number in range(4)]) == []
+            deliveries = await broker.receive([*lanes, Lane("q", LEVELS[2], 4)], 4, 0)
+            assert len(deliveries) == 4
+            came.update(each.message.id for each in deliveries)
+            assert await broker.settle(list(map(Ack, deliveries))) == []
+            if "late" in came:
+                break
+            assert time.monotonic() - stored < 0.3 + broker.capabilities.delay_lateness + 0.5

@@ -1,14 +1,16 @@
 """Group commit: the one rule by which single items become batches, for enqueues and for settlements.
 
 Flush at once when no flush is under way; else collect until it returns. There is no timer: an idle sender never waits, a busy one
-gets batches as large as its broker is slow.
+gets batches as large as its broker is slow. Who is the only sender may flush his own item himself: to hand it to a task and to be
+woken by it takes two turns of the event loop, a ninth of an enqueue on Redis.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, Generic, TypeVar
 
 T = TypeVar("T")
@@ -32,6 +34,9 @@ class Batcher(Generic[T]):
         self._size = size
         self._waiting: deque[T] = deque()
         self._flusher: asyncio.Task[None] | None = None
+        self._single = True
+        """Whether the last flush was of one item, so that there seems to be one sender."""
+        self._flushed_by_owner: asyncio.Future[None] | None = None
 
     def add(self, item: T) -> None:
         """Take an item in; it is flushed as soon as the rule allows."""
@@ -40,13 +45,32 @@ class Batcher(Generic[T]):
     def extend(self, items: Sequence[T]) -> None:
         """Take several items in."""
         self._waiting.extend(items)
-        if self._flusher is None and items:
-            self._flusher = asyncio.get_running_loop().create_task(self._run(), name="crossdock-batcher")
+        self._start()
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing is under way and there seems to be one sender: he may flush his next item himself, within `by_owner`."""
+        return self._single and self._flusher is None and self._flushed_by_owner is None
+
+    @contextmanager
+    def by_owner(self) -> Iterator[None]:
+        """Whoever sends meanwhile waits, as for any flush. Only while `is_quiet`."""
+        over = self._flushed_by_owner = asyncio.get_running_loop().create_future()
+        try:
+            yield
+        finally:
+            self._flushed_by_owner = None
+            over.set_result(None)
+            self._start()
 
     async def drained(self) -> None:
         """Return when nothing is waiting or under way."""
-        while self._flusher is not None:
-            await asyncio.wait([self._flusher])
+        while under_way := self._flushed_by_owner or self._flusher:
+            await asyncio.wait([under_way])
+
+    def _start(self) -> None:
+        if self._waiting and self._flusher is None and self._flushed_by_owner is None:
+            self._flusher = asyncio.get_running_loop().create_task(self._run(), name="crossdock-batcher")
 
     async def _run(self) -> None:
         try:
@@ -63,4 +87,5 @@ class Batcher(Generic[T]):
             item = waiting.popleft()
             weight += self._size(item)
             batch.append(item)
+        self._single = len(batch) == 1
         return batch

@@ -5,7 +5,8 @@ Weighted turns in two steps, queues by weight, then levels within a queue by 6 :
 found empty takes no turns; it is asked for one message each time, so that it is noticed when it fills.
 
 A worker may serve hundreds of queues, and plans every few milliseconds. So the lanes that nothing happens to stand ready in lists,
-and what a plan and its record do one by one, they do for lanes that messages are expected or came from.
+and what a plan and its record do one by one, they do for lanes that messages are expected or came from. For the broker's sake, too:
+among busy lanes, very many empty ones are asked in turn, a few in each receive.
 """
 
 from __future__ import annotations
@@ -20,8 +21,19 @@ from crossdock.spi import LEVELS, Lane, Priority
 
 LEVEL_SHARES: Final = {Priority.CRITICAL: 6, Priority.HIGH: 4, Priority.NORMAL: 2, Priority.LOW: 1}
 
-PORTION: Final = 4
-"""Slots that a queue gets in its turn, where very many queues wait: a message of one queue alone costs a broker as much as several."""
+FEW: Final = 8
+"""Busy queues of which each gets a turn in every receive, as far as the slots go. Of more than that, a few get several slots each."""
+TURNS: Final = 3
+"""How many these few are. A message of one queue alone costs a broker as much as several, and a receive for many slots at once means
+that tasks are short, so that the turns of the others come soon."""
+SPARE: Final = 4
+"""Queues that may take what those few leave over. A broker that finds all it was asked for in the lanes with a quota need not look at
+hundreds of others."""
+PROBES: Final = 16
+"""Empty lanes that a receive asks for a message among busy ones, where tasks are short. Of 200 queues each empty lane is asked in every
+fiftieth receive, which is some hundredths of a second."""
+SHORT: Final = 16
+"""A receive for so many slots at once means that tasks are short."""
 
 LaneKey = tuple[str, Priority]
 
@@ -135,7 +147,9 @@ class Lanes:
         self._by_place = sorted(self._levels.values(), key=_place)
         self._any_strict = any(queue.strict for queue in self._queues)
         self._turns = sorted(self._queues, key=_mark)
-        self._probes: list[Lane] | None = []
+        self._probes: tuple[list[Lane], list[Lane]] | None = None
+        """The lanes that were empty: asked for one message, and for none."""
+        self._turn_of_probes = 0
         self._in_order = [level.ask_none for level in self._by_place]
 
     def plan(self, limit: int, without: Collection[str] = ()) -> Plan:
@@ -147,15 +161,16 @@ class Lanes:
         """
         if self._strict:
             return Plan(limit, self._plan_in_order(limit, without), (), {})
-        if self._probes is None:
-            self._probes = [level.ask_one for level in self._by_place if level.probed]
-        busy, lanes = self._turns, self._probes.copy()
+        busy, lanes = self._turns, self._plan_probes(limit)
         if without:
             busy = [queue for queue in busy if queue.name not in without]
             lanes = [lane for lane in lanes if lane.queue not in without]
         quotas: dict[_Level, int] = {}
         if busy:
-            shares = _share_out(limit, busy, _portion(limit, len(busy)))
+            portion = _portion(limit, len(busy))
+            shares = _share_out(limit, busy, portion)
+            if portion > 1:
+                shares.update(dict.fromkeys(busy[len(shares) : len(shares) + SPARE], portion))
             for queue, quota in shares.items():
                 quotas_here = queue.share_out(quota, limit)
                 lanes += [level.ask(quotas_here.get(level, 0)) for level in queue.planned]
@@ -187,6 +202,19 @@ class Lanes:
             self._settle_up(got, self._emptied(plan, got))
         if len(plan.busy) < len(self._turns):
             self._pass_over(set(self._turns).difference(plan.busy))
+
+    def _plan_probes(self, limit: int) -> list[Lane]:
+        if self._probes is None:
+            empty = [level for level in self._by_place if level.probed]
+            self._probes = [level.ask_one for level in empty], [level.ask_none for level in empty]
+        ones, nones = self._probes
+        if len(ones) <= 2 * PROBES or limit < SHORT or not self._turns:
+            return ones.copy()
+        step = -(-len(ones) // PROBES)
+        first = self._turn_of_probes = (self._turn_of_probes + 1) % step
+        lanes = nones.copy()
+        lanes[first::step] = ones[first::step]
+        return lanes
 
     def _plan_in_order(self, limit: int, without: Collection[str]) -> list[Lane]:
         if limit != self._in_order[0].quota:
@@ -253,15 +281,15 @@ _place = attrgetter("place")
 
 
 def _portion(slots: int, queues: int) -> int:
-    """How many slots a queue gets in its turn, where each of so many queues cannot get `PORTION` at once. Few slots go one by one."""
-    return max(1, min(PORTION, slots // PORTION)) if slots < PORTION * queues else 1
+    """How many slots a queue gets in its turn."""
+    return max(1, slots // TURNS) if queues > FEW else 1
 
 
 def _share_out(slots: int, turns: Sequence[_S], portion: int = 1) -> dict[_S, int]:
     """Give slots away, a portion to whose turn it is. Return how many each got, in the order of turns, without zeros."""
     if slots == 1 or len(turns) == 1:
         return {turns[0]: slots}
-    rounds = slots // sum(share.weight for share in turns) if slots > len(turns) else 0
+    rounds = slots // sum(share.weight for share in turns) if portion == 1 and slots > len(turns) else 0
     quotas = {share: rounds * share.weight for share in turns} if rounds else {}
     marks = [(share.mark, place, share) for place, share in enumerate(turns[:slots])]  # in order, hence a heap
     left = slots - sum(quotas.values())

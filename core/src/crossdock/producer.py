@@ -35,9 +35,14 @@ class Producer:
 
     async def enqueue(self, message: Message) -> None:
         """Store one message, together with others that are being enqueued now. Raises `EnqueueError`, `BrokerError`."""
-        done: asyncio.Future[CrossdockError | None] = asyncio.get_running_loop().create_future()
-        self._batcher.add((message, done))
-        error = await done
+        error: CrossdockError | None
+        if self._batcher.is_quiet:
+            with self._batcher.by_owner():
+                error = (await self._store((message,))).get(0)
+        else:
+            done: asyncio.Future[CrossdockError | None] = asyncio.get_running_loop().create_future()
+            self._batcher.add((message, done))
+            error = await done
         if error is not None:
             raise error
 

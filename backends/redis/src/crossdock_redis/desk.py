@@ -34,11 +34,9 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 _NO_LANES: Final = _encode([])
 
 _MANY: Final = 32
-"""Lanes of a look that are all asked one by one."""
-_FEW: Final = 8
-"""Queues that one look sees to without thinking of the cost."""
-_TEND: Final = 0.02
-"""Seconds for which a look at many queues need not see to those that it hardly asks for anything."""
+"""Lanes that a look names and asks one by one, and sees to, without thinking of the cost."""
+_TEND: Final = 0.1
+"""Seconds for which a look at more lanes than that need not see to those that it hardly asks for anything."""
 
 Woken = Sequence[tuple[str, int]]
 """Queues and levels whose tokens were taken."""
@@ -105,13 +103,15 @@ class _Call:
 class Ask:
     """One look for messages."""
 
-    __slots__ = ("future", "lanes", "limit", "passes", "woken")
+    __slots__ = ("future", "lanes", "limit", "passes", "tends", "woken")
 
-    def __init__(self, lanes: Sequence[LaneOfQueue], limit: int, woken: Woken, passes: int) -> None:
+    def __init__(self, lanes: Sequence[LaneOfQueue], limit: int, woken: Woken, passes: int, *, tends: bool) -> None:
         self.lanes = lanes
         self.limit = limit
         self.woken = woken
         self.passes = passes
+        self.tends = tends
+        """Whether it sees to what is due, or leased for too long, in every queue."""
         self.future: asyncio.Future[tuple[list[Delivery], float]] = asyncio.get_running_loop().create_future()
 
 
@@ -232,25 +232,57 @@ class Desk:
 
     # --- receive ---
 
-    async def look(
-        self, lanes: Sequence[LaneOfQueue], limit: int, woken: Woken = (), *, passes: int = 2
-    ) -> tuple[list[Delivery], float]:
+    async def look(self, lanes: Sequence[LaneOfQueue], limit: int) -> tuple[list[Delivery], float]:
         """Receive what there is now, and tell in how many seconds there will be more; infinity if that is not known.
 
-        Cancelling it loses nothing.
+        Where lanes are many, those that something is wanted of are looked at first, and all of them if that was not enough: to name
+        hundreds costs more than to bring a task. Cancelling it loses nothing.
+
+        Args:
+            lanes: In order, with their quotas.
+            limit: Most deliveries; a thousand at most.
+
+        Raises:
+            BrokerUnavailable, BrokerClosed
+        """
+        wanted = lanes
+        if len(lanes) > _MANY and self._clock.monotonic() - self._tended < _TEND:
+            wanted = [lane for lane in lanes if lane.quota]
+        if len(wanted) == len(lanes):
+            return await self.look_once(lanes, limit)
+        deliveries, pause = await self.look_once(wanted, limit, passes=1, tends=False)
+        if len(deliveries) < min(limit, BATCH):
+            rest = [LaneOfQueue(lane.queue, lane.priority, 0) for lane in lanes]
+            try:
+                more, pause = await self.look_once(rest, limit - len(deliveries))
+                deliveries += more
+            except BaseException as error:
+                if not deliveries or not isinstance(error, BrokerError):
+                    for delivery in deliveries:
+                        self.give_back(delivery)
+                    raise
+        return deliveries, pause
+
+    async def look_once(
+        self, lanes: Sequence[LaneOfQueue], limit: int, woken: Woken = (), *, passes: int = 2, tends: bool = True
+    ) -> tuple[list[Delivery], float]:
+        """`look` in one request.
 
         Args:
             lanes: In order, with their quotas.
             limit: Most deliveries; a thousand at most.
             woken: Tokens that were taken for this look.
             passes: 1 = quotas only; 2 = then fill up to `limit`, too.
+            tends: Whether to see to what is due, or leased for too long, in every queue.
 
         Raises:
             BrokerUnavailable, BrokerClosed
         """
         if self._closed:
             raise BrokerClosed("The Redis broker was closed while a receive waited.")
-        ask = self._ask = Ask(lanes, min(limit, BATCH), woken, passes)
+        ask = self._ask = Ask(lanes, min(limit, BATCH), woken, passes, tends=tends)
+        if tends:
+            self._tended = self._clock.monotonic()
         self._start(at_once=bool(woken))
         timer = asyncio.get_running_loop().call_later(self._timeout, expire, ask.future)
         try:
@@ -337,14 +369,8 @@ class Desk:
                 size += _size(item.settlement)
         return request
 
-    def command(self, request: Request, lane: Lane, *, parked: bool = False) -> Command:
-        """The request as the script's arguments; the order of its items becomes that of their numbers.
-
-        Args:
-            request: What to ask for.
-            lane: Whose token it bears.
-            parked: Whether it waits in the server, and so has to see to all queues when its time has come.
-        """
+    def command(self, request: Request, lane: Lane) -> Command:
+        """The request as the script's arguments, with a token of this lane; the order of its items becomes that of their numbers."""
         ask = request.ask
         number = request.number
         lanes, idle = _NO_LANES, _NO_IDLE_LANES
@@ -391,7 +417,7 @@ class Desk:
             lanes,
             woken,
             ask.passes if ask is not None else 0,
-            1 if parked else self._tend_all(len(prefixes)),
+            int(ask is not None and ask.tends),
             len(idle.lists),
             *idle.lists,
             idle.packed,
@@ -410,14 +436,6 @@ class Desk:
             lists = [keys.ready(self._prefix_of(lane.queue), lane.priority) for lane in apart]
             self._idle_lanes = _IdleLanes(apart, queues, lists, _encode(parts))
         return self._idle_lanes
-
-    def _tend_all(self, queues: int) -> int:
-        """Whether to see to all queues: always if they are few, else from time to time."""
-        now = self._clock.monotonic()
-        if queues > _FEW and now - self._tended < _TEND:
-            return 0
-        self._tended = now
-        return 1
 
     def _other(self, settlement: Settlement, queue: int, batch: str) -> tuple[str | bytes | int, ...]:
         delivery = settlement.delivery

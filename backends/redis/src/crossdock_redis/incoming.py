@@ -1,4 +1,5 @@
-"""Incoming: how messages get into queues. A batch goes by one script per queue; where that finds it is not simple, item by item."""
+"""Incoming: how messages get into queues. A batch goes by one script per queue; where that finds it is not simple, item by item. What
+is on its own goes by a shorter script first."""
 
 from __future__ import annotations
 
@@ -32,8 +33,8 @@ class _Chunk:
 
     queue: str
     items: list[Item]
-    careful: bool
-    """Whether it goes item by item."""
+    script: str
+    """`enqueue_one`, `enqueue` or, item by item, `store`."""
 
 
 class Incoming:
@@ -82,7 +83,7 @@ class Incoming:
         new: set[str] = set()
         attempted = False
         while queues:
-            chunks = [self._cut(queue, waiting, beyond_limit) for queue, waiting in queues.items()]
+            chunks = [self._cut(queue, waiting, beyond_limit, attempted) for queue, waiting in queues.items()]
             try:
                 make = partial(self._commands, lane, chunks, frozenset(new), beyond_limit)
                 answers = await lane.call(make, self._timeout, replicated=True)
@@ -136,15 +137,21 @@ class Incoming:
                 queues[message.queue] = deque([item])
         return queues
 
-    def _cut(self, queue: str, waiting: deque[Item], careful: bool) -> _Chunk:
+    def _cut(self, queue: str, waiting: deque[Item], careful: bool, attempted: bool) -> _Chunk:
         items: list[Item] = []
         size = 0
         while waiting and len(items) < STORED_AT_ONCE and size < BATCH_BYTES:
             item = waiting.popleft()
             size += len(item[1].body)
             items.append(item)
-        careful = careful or queue in self._careful or len({message.id for _, message in items}) < len(items)
-        return _Chunk(queue, items, careful)
+        if careful or queue in self._careful:
+            return _Chunk(queue, items, "store")
+        if len(items) == 1:
+            message = items[0][1]
+            is_short = not attempted and message.delay_ms == 0 and message.eta_ms <= self._time.now_ms()
+            return _Chunk(queue, items, "enqueue_one" if is_short else "enqueue")
+        has_doubles = len({message.id for _, message in items}) < len(items)
+        return _Chunk(queue, items, "store" if has_doubles else "enqueue")
 
     def _commands(self, lane: Lane, chunks: Sequence[_Chunk], new: Container[str], beyond_limit: bool) -> list[Command]:
         return [self._command(lane.token(), chunk, chunk.queue in new, beyond_limit) for chunk in chunks]
@@ -152,8 +159,12 @@ class Incoming:
     def _command(self, token: str, chunk: _Chunk, new: bool, beyond_limit: bool) -> Command:
         prefix = self._prefix_of(chunk.queue)
         now = self._time.now_ms()
+        if chunk.script == "enqueue_one":
+            message = chunk.items[0][1]
+            value = record.pack(message, 0, now)
+            return ("EVALSHA", scripts.digest("enqueue_one"), 1, prefix, token, int(message.priority), message.id, value)
         may_create = "2" if beyond_limit else "1" if new else "0"
-        if chunk.careful:
+        if chunk.script == "store":
             parts: list[str | bytes | int] = []
             for _, message in chunk.items:
                 parts += (message.id, *stored(message, now))
@@ -190,8 +201,10 @@ class Incoming:
             self._note_blocked(error)
             refusals += (_not_stored(item, error, perhaps=not certain) for item in chunk.items)
             return False
-        word = answer[0]
-        self._time.heard(answer[1])
+        if answer == 0:  # `enqueue_one` left it to the others
+            return True
+        word, clock = (b"stored", answer) if isinstance(answer, int) else answer[:2]
+        self._time.heard(clock)
         self._blocked(None)
         if word == b"unknown":
             unknown.append(chunk.queue)

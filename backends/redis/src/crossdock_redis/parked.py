@@ -81,7 +81,7 @@ class Parked:
                 raise self._unavailable("no answer came in time")
         if self._closed:
             raise BrokerClosed("The Redis broker was closed while a receive waited.")
-        ask = self._ask = Ask(lanes, min(limit, BATCH), [(lane.queue, int(lane.priority)) for lane in lanes], 2)
+        ask = self._ask = Ask(lanes, min(limit, BATCH), [(lane.queue, int(lane.priority)) for lane in lanes], 2, tends=True)
         request = Request(ask, ask.woken)
         self._over = loop.create_future()
         self._bell = keys.bell(self._prefix_of(lanes[0].queue), self._lane.name)
@@ -106,7 +106,7 @@ class Parked:
         return self._over is not None
 
     def _commands(self, request: Request) -> Sequence[Command]:
-        look = self._desk.command(request, self._lane, parked=True)
+        look = self._desk.command(request, self._lane)
         assert request.ask is not None
         lists = [keys.token(self._prefix_of(lane.queue), lane.priority) for lane in request.ask.lanes]
         return [("BLPOP", self._bell, *lists, LOOK), look]

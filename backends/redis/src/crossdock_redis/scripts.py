@@ -21,6 +21,7 @@ class Script:
 _ALL: Final = ("common", "time", "place")
 NEEDS: Final = {
     "enqueue": ("common",),
+    "enqueue_one": ("common",),
     "store": _ALL,
     "cycle": ("common", "time"),
     "extend": ("common",),

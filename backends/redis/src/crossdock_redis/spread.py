@@ -168,7 +168,9 @@ class _Look:
         if not asked and not self._answered:
             asked = list(orders)
         self._silent |= orders.keys() - asked
-        looks = [asyncio.ensure_future(route.desk.look(*orders[route], self._woken.pop(route, ()), passes=1)) for route in asked]
+        looks = [
+            asyncio.ensure_future(route.desk.look_once(*orders[route], self._woken.pop(route, ()), passes=1)) for route in asked
+        ]
         try:
             outcomes = await self._outcomes(looks)
         except BaseException:
