@@ -84,31 +84,38 @@ class Deliveries:
         return bool(found) or (next_ms is not None and next_ms <= self._tables.clock.time_ms()), next_ms
 
     def receive(self, lanes: Sequence[Lane], limit: int) -> list[Delivery]:
-        """Hand over messages: by the lanes' quotas first, then whatever is left, both in the order of the lanes."""
-        tables = self._tables
-        started = tables.clock.monotonic()
-        now = tables.clock.time_ms()
+        """Hand over messages: by the lanes' quotas first, then whatever is left, both in the order of the lanes.
+
+        Lanes without a quota are not looked at before something is left: a worker of hundreds of queues wants something of a few at a time.
+        """
+        started = self._tables.clock.monotonic()
+        now = self._tables.clock.time_ms()
+        taken: list[Delivery] = []
+        fence = 0
+        wanted = [lane for lane in lanes if lane.quota > 0]
+        waiting = self._waiting(wanted, now)
+        for by_quota in (True, False):
+            if not by_quota and len(taken) < limit and len(wanted) < len(lanes):
+                waiting = self._waiting(lanes, now)
+            for lane, queue in waiting:
+                most = min(lane.quota, limit - len(taken)) if by_quota else limit - len(taken)
+                if most > 0:
+                    fence = fence or self._new_fence()
+                    taken += _deliveries(queue, lane, self._take(queue, lane, most, fence, now), fence, started)
+        return taken
+
+    def _waiting(self, lanes: Sequence[Lane], now: int) -> list[tuple[Lane, Queue]]:
+        """Those of these lanes that have messages, in order."""
         lanes, queues = self._there(lanes)
-        tables.catch_up(queues.values(), now)
-        nonempty = tables.execute(
+        self._tables.catch_up(queues.values(), now)
+        nonempty = self._tables.execute(
             """
             SELECT lane.key FROM json_each(?) AS lane JOIN queue ON queue.id = lane.value / 10 AND queue.ready > 0
             WHERE EXISTS (SELECT 1 FROM ready WHERE queue = lane.value / 10 AND priority = lane.value % 10)
             """,
             _lane_numbers(lanes, queues),
         )
-        open_lanes: list[Lane] = [lanes[index] for (index,) in sorted(nonempty)]
-        if not open_lanes:
-            return []
-        fence = self._new_fence()
-        taken: list[Delivery] = []
-        for by_quota in (True, False):
-            for lane in open_lanes:
-                queue = queues[lane.queue]
-                wanted = min(lane.quota, limit - len(taken)) if by_quota else limit - len(taken)
-                rows = self._take(queue, lane, wanted, fence, now) if wanted > 0 else []
-                taken += _deliveries(queue, lane, rows, fence, started)
-        return taken
+        return [(lanes[index], queues[lanes[index].queue]) for (index,) in sorted(nonempty)]
 
     def _there(self, lanes: Sequence[Lane]) -> tuple[list[Lane], dict[str, Queue]]:
         """Those of these lanes whose queue exists, and their queues. No queue comes into being by being received from."""
