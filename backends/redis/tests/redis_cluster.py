@@ -12,7 +12,7 @@ from crossdock_conformance.servers.redis_server import Setup
 
 SLOTS = 16_384
 
-_LINES = (*STORE, f"cluster-announce-ip {HOST}", "cluster-node-timeout 2000")
+_LINES = (*STORE, f"cluster-announce-ip {HOST}", "cluster-node-timeout 2000", "cluster-replica-validity-factor 0")
 _MIGRATE_WITHIN_MS = 5000
 
 _FAILOVERS, _FAILOVER_WITHIN = 4, 6.0

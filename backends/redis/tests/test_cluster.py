@@ -203,7 +203,7 @@ async def test_a_replica_takes_over(source: Any, cluster_with_replicas: Cluster,
         victim = cluster.owner(keys.slot(keys.prefix(traffic.namespace, "q")))
         [replica] = cluster.replicas(victim)
         victim.kill()
-        await asyncio.to_thread(wait_until, lambda: replica in cluster.masters and cluster.serves, "the replica serves", 30)
+        await asyncio.to_thread(wait_until, lambda: replica in cluster.masters and cluster.serves, "the replica serves", 90)
         if not wait_replicas:
             await traffic.flows(20)
         victim.start()
