@@ -16,7 +16,7 @@ from crossdock.errors import BrokerError, BrokerUnavailable, LeaseLost
 from crossdock.spi import Ack, Delivery, QueueSpec
 from crossdock_redis import keys
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.asyncio]
+pytestmark = [pytest.mark.timeout(240), pytest.mark.asyncio]
 
 QUEUES = [f"q{number}" for number in range(30)]
 

@@ -12,7 +12,7 @@ from traffic import Traffic, lanes_of, message, new_namespace, opened
 from crossdock.errors import BrokerUnavailable, EnqueueFailed
 from crossdock.spi import Ack, BrokerEvent, Connected, Disconnected
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.asyncio]
+pytestmark = [pytest.mark.timeout(240), pytest.mark.asyncio]
 
 
 @pytest.mark.parametrize("wait_replicas", [0, 1])
