@@ -71,7 +71,8 @@ class Link(asyncio.Protocol):
                 await link._introduce(address)
         except TimeoutError as error:
             _abort(link)
-            raise LinkBroken(f"no answer within {address.timeout:g} s") from error
+            hint = "; does it speak TLS, as the URL says?" if address.tls is not None else ""
+            raise LinkBroken(f"no answer within {address.timeout:g} s{hint}") from error
         except OSError as error:
             _abort(link)
             raise LinkBroken(_why(error, address, host, port)) from error
