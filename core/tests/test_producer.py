@@ -262,7 +262,7 @@ async def test_an_error_about_a_whole_batch_is_told_to_everybody(open_site: Site
     gate = asyncio.Event()
     open_site.answer = lambda messages: gate.wait()
     first = asyncio.create_task(open_site.job.options(id="first").enqueue())
-    calls = [asyncio.create_task(open_site.job.options(id=id).enqueue()) for id in ids(3)]
+    calls = [asyncio.create_task(open_site.job.options(id=name).enqueue()) for name in ids(3)]
     await under_way(open_site)
     open_site.answer = refuse
     gate.set()
