@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Generic, TypeVar
 
@@ -53,7 +53,7 @@ class Batcher(Generic[T]):
         return self._single and self._flusher is None and self._flushed_by_owner is None
 
     @contextmanager
-    def by_owner(self) -> Iterator[None]:
+    def by_owner(self) -> Generator[None]:
         """Whoever sends meanwhile waits, as for any flush. Only while `is_quiet`."""
         over = self._flushed_by_owner = asyncio.get_running_loop().create_future()
         try:

@@ -201,10 +201,12 @@ class Incoming:
             self._note_blocked(error)
             refusals += (_not_stored(item, error, perhaps=not certain) for item in chunk.items)
             return False
-        if answer == 0:  # `enqueue_one` left it to the others
-            return True
-        word, clock = (b"stored", answer) if isinstance(answer, int) else answer[:2]
-        self._time.heard(clock)
+        if chunk.script == "enqueue_one":
+            if not answer:
+                return True  # it is for the others
+            answer = (b"stored", answer)
+        word = answer[0]
+        self._time.heard(answer[1])
         self._blocked(None)
         if word == b"unknown":
             unknown.append(chunk.queue)

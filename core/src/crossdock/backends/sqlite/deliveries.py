@@ -115,7 +115,8 @@ class Deliveries:
             """,
             _lane_numbers(lanes, queues),
         )
-        return [(lanes[index], queues[lanes[index].queue]) for (index,) in sorted(nonempty)]
+        found: list[Lane] = [lanes[index] for (index,) in sorted(nonempty)]
+        return [(lane, queues[lane.queue]) for lane in found]
 
     def _there(self, lanes: Sequence[Lane]) -> tuple[list[Lane], dict[str, Queue]]:
         """Those of these lanes whose queue exists, and their queues. No queue comes into being by being received from."""
