@@ -179,7 +179,7 @@ def test_a_killed_worker_loses_nothing(site: Site, phase: str) -> None:
     assert len(again) <= 200, "no more than what the killed worker held, and the endings under way, run again"
     taken_over = [line.seconds - killed_at for lines in starts.values() for line in lines if line.fields[2] == "2"]
     assert taken_over, "the killed worker held something"
-    assert max(taken_over) <= LEASE + SWEEP
+    assert max(taken_over) <= LEASE + SWEEP + 2, "a busy machine may be late; a lease that nobody looks after is later"
 
 
 def test_a_frozen_worker_loses_its_leases_and_settles_nothing(site: Site) -> None:

@@ -13,7 +13,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -285,7 +284,6 @@ async def test_orders_take_their_ways(shop: ModuleType, tmp_path: Path) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a demo run of 300 orders that went well."""
     folder = tmp_path_factory.mktemp("shop")
-    began = time.monotonic()
     ended = subprocess.run(
         [sys.executable, SHOP / "demo.py", "--orders", "300", "--keep", folder],
         capture_output=True,
@@ -295,7 +293,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     print(ended.stdout, ended.stderr)
     assert ended.returncode == 0, ended.stderr
-    assert time.monotonic() - began < 20
     return folder
 
 
