@@ -2,7 +2,7 @@
 
 Flush at once when no flush is under way; else collect until it returns. There is no timer: an idle sender never waits, a busy one
 gets batches as large as its broker is slow. Who is the only sender may flush his own item himself: to hand it to a task and to be
-woken by it takes two turns of the event loop, a ninth of an enqueue on Redis.
+woken by it takes two turns of the event loop.
 """
 
 from __future__ import annotations

@@ -208,7 +208,7 @@ class Lanes:
             empty = [level for level in self._by_place if level.probed]
             self._probes = [level.ask_one for level in empty], [level.ask_none for level in empty]
         ones, nones = self._probes
-        if len(ones) <= 2 * PROBES or limit < SHORT or not self._turns:
+        if len(ones) <= 2 * PROBES or limit < SHORT or not self._turns:  # two receives' worth is not worth taking turns
             return ones.copy()
         step = -(-len(ones) // PROBES)
         first = self._turn_of_probes = (self._turn_of_probes + 1) % step

@@ -248,7 +248,7 @@ class Desk:
         wanted = lanes
         if len(lanes) > _MANY and self._clock.monotonic() - self._tended < _TEND:
             wanted = [lane for lane in lanes if lane.quota]
-        if len(wanted) == len(lanes):
+        if not wanted or len(wanted) == len(lanes):
             return await self.look_once(lanes, limit)
         deliveries, pause = await self.look_once(wanted, limit, passes=1, tends=False)
         if len(deliveries) < min(limit, BATCH):

@@ -1,4 +1,4 @@
--- Stores a new message that is ready now: what enqueue.lua does, in half the time. Where that is not simple it does nothing.
+-- Stores a new message that is ready now: what enqueue.lua does, in two thirds of its time. Where that is not simple it does nothing.
 --
 -- KEYS[1]      prefix of the queue
 -- ARGV[1]      token of the request, 12 characters
