@@ -534,6 +534,20 @@ def test_made_by_many_at_once(tmp_path: Path) -> None:
     connection.close()
 
 
+def test_made_beside_a_reader(tmp_path: Path) -> None:
+    """Somebody who reads the file while its tables are being made is waited for, not taken for a reason to fail."""
+    file = tmp_path / "a.db"
+    reader = sqlite3.connect(file, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM sqlite_master").fetchall()
+
+    made = database.Database(location.parse(f"sqlite:///{file}", {}), lambda _seconds: reader.execute("ROLLBACK"))
+
+    assert made.execute("SELECT count(*) FROM queue").fetchall() == [(0,)]
+    made.close()
+    reader.close()
+
+
 def test_eight_processes_on_one_file(tmp_path: Path) -> None:
     """Eight processes enqueue, receive and settle at once, beside a reader that holds its view: nothing is lost, doubled or "locked"."""
     program = """

@@ -123,8 +123,20 @@ class Database:
         self.execute("BEGIN IMMEDIATE")
 
     def commit(self) -> None:
-        """Commit it, durably. Raises `sqlite3.Error`."""
-        self._connection.execute("COMMIT")
+        """Commit it, durably. Raises `sqlite3.Error`.
+
+        Waits up to `PATIENCE` for readers: under the older journal, in which the tables are made, they are in the way of a commit.
+        """
+        waited = 0.0
+        while True:
+            try:
+                self._connection.execute("COMMIT")
+                return
+            except sqlite3.OperationalError as error:
+                # The transaction stays as it was (https://www.sqlite.org/lang_transaction.html), so COMMIT can be tried again.
+                if not is_busy(error) or not self._connection.in_transaction or waited >= PATIENCE:
+                    raise
+            waited += self._rest()
 
     def rollback(self) -> None:
         """End the transaction, if there is one, with nothing done."""
