@@ -10,6 +10,8 @@ from crossdock_conformance import Target, test_promise
 
 __all__ = ["test_promise"]
 
+pytestmark = pytest.mark.timeout(240)  # ten thousand messages one by one take long on a machine that does much else
+
 
 @pytest.fixture(params=["memory", "sqlite"])
 def crossdock_target(request: pytest.FixtureRequest, tmp_path: Path) -> Target:

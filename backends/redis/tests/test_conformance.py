@@ -20,27 +20,28 @@ EXPIRES = re.compile(r":[mu][A-Za-z0-9]{6}$")
 
 
 @pytest.fixture(scope="session")
-def shared(source: BinarySource) -> Iterator[topologies.Node]:
-    """One server for each version. Scenarios may stop it; the next one finds it running."""
+def target(source: BinarySource) -> Iterator[Target]:
+    """One server for each version, and all that may be done to it."""
     # With everysec the server may put off a write while its disk is busy, and a kill then loses it; with "no" every write is the system's
     # before it is answered.
     node = topologies.configured(source, "appendfsync no")
-    yield node
+
+    def residue() -> Iterable[str]:
+        return {name for name in node.residue() if not EXPIRES.search(name)}
+
+    def cut() -> None:
+        node.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+
+    yield Target(f"{node.url}?timeout=2", server=node, cut=cut, residue=residue)
     node.close()
 
 
 @pytest.fixture
-def crossdock_target(shared: topologies.Node) -> Target:
-    """The server, and all that may be done to it."""
-    if shared.running:
-        shared.resume()
+def crossdock_target(target: Target) -> Target:
+    """Running, as the scenario before may have left it down."""
+    assert isinstance(target.server, topologies.Node)
+    if target.server.running:
+        target.server.resume()
     else:
-        shared.start()
-
-    def residue() -> Iterable[str]:
-        return {name for name in shared.residue() if not EXPIRES.search(name)}
-
-    def cut() -> None:
-        shared.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-
-    return Target(f"{shared.url}?timeout=2", server=shared, cut=cut, residue=residue)
+        target.server.start()
+    return target

@@ -104,12 +104,16 @@ async def _close(lab: Lab, patience: float) -> None:
 def _nothing_left_behind(target: Target) -> Generator[None]:
     threads, descriptors = set(threading.enumerate()), _descriptors()
     residue = set(target.residue()) if target.residue else set[str]()
-    yield
-    end = time.monotonic() + _GOODBYE
-    for thread in set(threading.enumerate()) - threads:
-        thread.join(max(0.0, end - time.monotonic()))
-        assert not thread.is_alive(), f"the thread {thread.name!r} was left running"
-    gc.collect()
+    gc.freeze()  # a collection then looks at what the scenario made, and not at all that pytest and others hold
+    try:
+        yield
+        end = time.monotonic() + _GOODBYE
+        for thread in set(threading.enumerate()) - threads:
+            thread.join(max(0.0, end - time.monotonic()))
+            assert not thread.is_alive(), f"the thread {thread.name!r} was left running"
+        gc.collect()
+    finally:
+        gc.unfreeze()
     _wait_until(lambda: not _descriptors() - descriptors, end, lambda: f"left open: {sorted(_descriptors() - descriptors)}")
     if (names := target.residue) is not None:
         _wait_until(lambda: not set(names()) - residue, end, lambda: f"left in the server: {sorted(set(names()) - residue)}")

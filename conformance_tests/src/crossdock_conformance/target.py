@@ -56,7 +56,7 @@ class Target:
     patience: float = 10.0
     """Real seconds after which something that must happen counts as not happening."""
 
-    @property
+    @cached_property
     def plugin(self) -> BackendPlugin | None:
         """The backend that serves the URL; None if `create` builds Brokers. Raises `ConfigurationError` if there is none."""
         return load_backend(self.url.partition(":")[0]) if self.create is None else None
