@@ -42,6 +42,8 @@ class Session:
         self.broker = broker
         self._turn = turn
         self.connection: asyncio.StreamWriter | None = None
+        self.losses = 0
+        """How often it lost its connection."""
         self._life = uuid.uuid4().hex
         self._deliveries: dict[int, Delivery] = {}
         self._numbers = itertools.count(1)
@@ -153,7 +155,8 @@ class Server:
             writer.transport.abort()
             if session is not None and session.connection is writer:
                 session.connection = None
-                asyncio.get_running_loop().call_later(LINGER, self._leave, name, session)
+                session.losses += 1
+                asyncio.get_running_loop().call_later(LINGER, self._leave, name, session, session.losses)
 
     async def _session(self, name: str, namespace: str) -> Session:
         if name not in self._sessions:
@@ -163,8 +166,8 @@ class Server:
             self._sessions[name] = Session(broker, self._turn)
         return self._sessions[name]
 
-    def _leave(self, name: str, session: Session) -> None:
-        if session.connection is None:
+    def _leave(self, name: str, session: Session, losses: int) -> None:
+        if session.connection is None and session.losses == losses:  # it did not come back since just this loss
             self._ending = asyncio.ensure_future(self._end(name))
 
     async def _end(self, name: str) -> None:
