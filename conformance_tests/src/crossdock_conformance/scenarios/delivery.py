@@ -10,7 +10,7 @@ from collections.abc import Awaitable
 from crossdock.errors import LeaseLost, MessageTooLarge
 from crossdock.spi import Ack, Broker, Delivery, Lane, Nack, Priority, State
 from crossdock_conformance.lab import Lab
-from crossdock_conformance.scenario import listing, scenario
+from crossdock_conformance.scenario import DEDUPLICATION, listing, scenario
 
 
 @scenario()
@@ -139,7 +139,8 @@ async def wait_ends_with_nothing(broker: Broker, lab: Lab) -> None:
     async with lab.waiting(broker, wait=wait) as receive:
         await lab.pass_time(wait * 0.9)
         await lab.turns()
-        assert not receive.done(), "it returned empty before its time"
+        done = receive.done()  # looked at first: on a busy machine more time may have passed than was asked for
+        assert not done or lab.clock.monotonic() - began >= wait, "it returned empty before its time"
         await lab.pass_time(wait * 0.1)
     assert list(receive.result()) == []
     assert lab.clock.monotonic() - began >= wait
@@ -212,7 +213,8 @@ async def cancelled_verbs_tear_nothing(broker: Broker, lab: Lab, turns: int) -> 
     await cut(broker.enqueue(batch))
     await lab.enqueue(broker, *batch)
     deliveries = await lab.take(broker)
-    assert len(deliveries) == 5
+    assert {delivery.message.id for delivery in deliveries} == {message.id for message in batch}
+    assert len(deliveries) == 5 or not DEDUPLICATION.declared(lab.capabilities)
     acks = [Ack(delivery) for delivery in deliveries]
     await cut(broker.settle(acks))
     await lab.settle(broker, *acks)

@@ -54,13 +54,16 @@ async def the_limit_is_exact_in_a_batch(broker: Broker, lab: Lab) -> None:
 
 @scenario()
 async def the_limit_is_exact_among_many(broker: Broker, lab: Lab) -> None:
-    """Where the limit is exact, many Brokers that enqueue at the same time do not overfill a queue."""
+    """Many Brokers that enqueue at the same time do not overfill a queue; a server that tells no message from another counts softly, and
+    there each may do so by what it had under way."""
     brokers = [broker, *[await lab.open(queues=[]) for _ in range(3)]]
     for each in brokers:
         await _limit(each, lab, 10)
     results = await asyncio.gather(*(each.enqueue([lab.message()]) for each in brokers for _ in range(5)))
-    assert sum(not refusals for refusals in results) == 10
-    await lab.eventually(lambda: _has_ready(broker, lab, 10))
+    stored = sum(not refusals for refusals in results)
+    assert 10 <= stored <= (10 if DEDUPLICATION.declared(lab.capabilities) else 10 + len(brokers))
+    await lab.eventually(lambda: _has_ready(broker, lab, stored))
+    assert lab.errors(await broker.enqueue([lab.message()])) == {0: QueueFull}
 
 
 @scenario()

@@ -62,10 +62,10 @@ async def every_loss_is_counted(broker: Broker, lab: Lab) -> None:
 @scenario()
 async def one_heir(broker: Broker, lab: Lab) -> None:
     """Of several receivers that wait for it, one is delivered a message whose lease is over."""
+    heirs = [await lab.open() for _ in range(5)]
     await lab.enqueue(broker, lab.message("m"))
     await lab.take_one(broker)
-    heirs = [await lab.open() for _ in range(5)]
-    receives = [asyncio.ensure_future(heir.receive(lab.lanes("q"), 10, lab.lease * 1.5 + lab.sweep)) for heir in heirs]
+    receives = [asyncio.ensure_future(heir.receive(lab.lanes("q"), 10, lab.lease * 1.2 + lab.sweep)) for heir in heirs]
     await lab.turns()
     await lab.lease_over()
     await lab.until(lambda: any(receive.done() for receive in receives), "a waiting receive was woken")
