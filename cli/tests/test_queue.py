@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from crossdock.spi import State
+from crossdock.backends.memory import MemoryBroker
+from crossdock.errors import UnsupportedCapability
+from crossdock.spi import QueueStats, State
 
 FAR_MS = 4_102_444_800_000  # the year 2100
 
@@ -52,6 +55,25 @@ def test_list_of_some(run: Any, store: Any) -> None:
     assert [each["queue"] for each in run("queue", "list", "images", "--json").json] == ["images"]
     result = run("queue", "list", "image")
     assert result == (1, "", "error: there is no queue 'image' in this namespace; did you mean 'images'?\n")
+
+
+def test_list_where_queues_have_no_names(run: Any, store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that cannot tell its queues is asked for those that are named; without a name the error says how to give one."""
+    ask = MemoryBroker.stats
+
+    async def stats(self: MemoryBroker, queues: Sequence[str] | None = None) -> Sequence[QueueStats]:
+        if queues is None:
+            raise UnsupportedCapability("it cannot name its queues")
+        return await ask(self, queues)
+
+    fill(store)
+    monkeypatch.setattr(MemoryBroker, "stats", stats)
+    assert [each["queue"] for each in run("queue", "list", "images", "--json").json] == ["images"]
+    for command in ("queue", "dlq"):
+        result = run(command, "list")
+        assert (result.code, result.out) == (1, "")
+        how = "name those that you mean, as in `crossdock queue list NAME` and `crossdock dlq list --queue NAME`"
+        assert result.err == f"error: it cannot name its queues; {how}\n"
 
 
 def test_show_lists_the_first_messages(run: Any, store: Any) -> None:

@@ -49,7 +49,8 @@ async def existing_queues(broker: Broker, names: Sequence[str]) -> Sequence[Queu
     except UnsupportedCapability as error:
         if names:
             return await broker.stats(names)
-        raise UnsupportedCapability(f"{error}; name the queues") from error
+        how = "name those that you mean, as in `crossdock queue list NAME` and `crossdock dlq list --queue NAME`"
+        raise UnsupportedCapability(f"{error}; {how}") from error
     by_name = {stats.queue: stats for stats in everything}
     for name in names:
         if name not in by_name:
