@@ -209,7 +209,7 @@ def embedded() -> Iterator[tuple[str, Measure]]:
         yield f"SQLite, durability={durability}", partial(on, partial(places.sqlite, f"?durability={durability}"))
 
 
-SERVERS = {"redis": "crossdock_redis", "valkey": "crossdock_redis", "nats": "crossdock_nats"}
+SERVERS = {"redis": "crossdock_redis", "valkey": "crossdock_redis"}
 """Kinds of servers, and the package that takes them."""
 
 
