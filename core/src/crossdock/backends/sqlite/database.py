@@ -107,14 +107,17 @@ class Database:
 
     # --- statements ---
 
-    def execute(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> sqlite3.Cursor:
-        """Run one statement; outside a transaction, wait up to `PATIENCE` for a lock that others hold. Raises `sqlite3.Error`."""
+    def execute(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = (), *, ends: bool = False) -> sqlite3.Cursor:
+        """Run one statement; outside a transaction, or where it ends one, wait up to `PATIENCE` for a lock that others hold.
+
+        Raises `sqlite3.Error`.
+        """
         waited = 0.0
         while True:
             try:
                 return self._connection.execute(sql, parameters)
             except sqlite3.OperationalError as error:
-                if not is_busy(error) or self._connection.in_transaction or waited >= PATIENCE:
+                if not is_busy(error) or self._connection.in_transaction is not ends or waited >= PATIENCE:
                     raise
             waited += self._rest()
 
@@ -125,18 +128,10 @@ class Database:
     def commit(self) -> None:
         """Commit it, durably. Raises `sqlite3.Error`.
 
-        Waits up to `PATIENCE` for readers: under the older journal, in which the tables are made, they are in the way of a commit.
+        Under the older journal, in which the tables are made, readers are in the way of a commit. The transaction stays as it was then, so
+        that COMMIT can be tried again (https://www.sqlite.org/lang_transaction.html).
         """
-        waited = 0.0
-        while True:
-            try:
-                self._connection.execute("COMMIT")
-                return
-            except sqlite3.OperationalError as error:
-                # The transaction stays as it was (https://www.sqlite.org/lang_transaction.html), so COMMIT can be tried again.
-                if not is_busy(error) or not self._connection.in_transaction or waited >= PATIENCE:
-                    raise
-            waited += self._rest()
+        self.execute("COMMIT", ends=True)
 
     def rollback(self) -> None:
         """End the transaction, if there is one, with nothing done."""
