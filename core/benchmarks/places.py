@@ -1,4 +1,4 @@
-"""Where the measured tasks go: a SQLite file, a Redis of our own, and a namespace of a broker for each measurement."""
+"""Where the measured tasks go: a SQLite file, a server of our own, and a namespace of a broker for each measurement."""
 
 from __future__ import annotations
 
@@ -32,12 +32,19 @@ def sqlite(options: str = "") -> Iterator[str]:
 
 
 def programs(server: str) -> Sequence[BinarySource]:
-    """The programs on this machine that are this server, "KIND" or "KIND:VERSION"; the kind is redis or valkey."""
+    """The programs on this machine that are this server, "KIND" or "KIND:VERSION", of the kinds that the conformance suite knows."""
     from crossdock_conformance.servers import find_servers
     from crossdock_conformance.servers.finding import BinarySource
 
     kind, _, version = server.partition(":")
     return [source for source in find_servers(kind, version or None) if isinstance(source, BinarySource)]
+
+
+@contextmanager
+def server(program: BinarySource) -> Iterator[str]:
+    """The URL of a new server as it is by default, ended afterwards."""
+    with program.start() as started:
+        yield started.url
 
 
 @contextmanager
@@ -47,7 +54,9 @@ def redis(program: BinarySource, *, appendonly: bool) -> Iterator[str]:
     from crossdock_conformance.servers.redis_server import Redis, Setup, Valkey
 
     recipe = {recipe.kind: recipe for recipe in (Redis, Valkey)}[program.kind]
-    server = LocalServer(recipe(Setup(lines=() if appendonly else ["appendonly no"])), program.binary, program.version)
+    server = LocalServer(
+        recipe(Setup(lines=["appendfsync everysec" if appendonly else "appendonly no"])), program.binary, program.version
+    )
     try:
         server.start()
         yield server.url
@@ -65,8 +74,8 @@ def load_app(url: str, namespace: str = "bench") -> Any:
 
 
 @asynccontextmanager
-async def part(url: str, name: str) -> AsyncIterator[Any]:
-    """The App in a namespace of its own, which is erased afterwards where the broker can do that."""
+async def part(url: str, name: str, queues: Sequence[str] = ("default",)) -> AsyncIterator[Any]:
+    """The App in a namespace of its own, of which these queues are erased afterwards where the broker can do that."""
     app = load_app(url, f"bench-{os.getpid()}-{name}")
     try:
         yield app
@@ -75,5 +84,5 @@ async def part(url: str, name: str) -> AsyncIterator[Any]:
         broker: Broker = app.make_broker()
         await broker.open()
         if isinstance(broker, SupportsErase):
-            await broker.erase([each.queue for each in await broker.stats()])
+            await broker.erase(queues)
         await broker.close()

@@ -1,7 +1,7 @@
 """Measures crossdock's own cost: `nox -s bench`, or `python core/benchmarks/run.py [--tasks N] [--json FILE] [--url URL]`.
 
-By default on the embedded brokers and, if there is one on this machine, on a Redis or Valkey of its own. Rates are per second; each
-figure is the median of `--repeat` runs. The machine's other load shows: compare within one run, as ratios. The comparison with other
+By default on the embedded brokers and on a server of its own of each kind that is on this machine. Rates are per second; each figure
+is the median of `--repeat` runs. The machine's other load shows: compare within one run, as ratios. The comparison with other
 task queues is a separate harness, because each needs an environment of its own.
 """
 
@@ -105,8 +105,8 @@ async def broker_figures(url: str, count: int) -> Figures:
                 figures |= drain(
                     workers, count, f"drain, {processes} process{'es' if processes > 1 else ''} /s", costs=processes == 1
                 )
-    async with part(url, "lanes") as app:
-        queues = {f"q{number}": 1 for number in range(4)}
+    queues = {f"q{number}": 1 for number in range(4)}
+    async with part(url, "lanes", [*queues]) as app:
         lanes = [app.tasks["noop"].options(queue=queue, priority=level) for level in LEVELS for queue in queues]
         await app.enqueue_many([lanes[i % len(lanes)].message(i, i + 1, "hello") for i in range(count)])
         with Workers(queues=queues) as workers:
@@ -209,14 +209,32 @@ def embedded() -> Iterator[tuple[str, Measure]]:
         yield f"SQLite, durability={durability}", partial(on, partial(places.sqlite, f"?durability={durability}"))
 
 
-def own_server(server: str) -> Iterator[tuple[str, Measure]]:
-    """A server of our own, without and with an append-only file."""
-    found = places.programs(server)
+SERVERS = {"redis": "crossdock_redis", "valkey": "crossdock_redis", "rabbitmq": "crossdock_rabbitmq", "nats": "crossdock_nats"}
+"""Kinds of servers, and the package that takes them."""
+
+
+def own_server(kind: str) -> Iterator[tuple[str, Measure]]:
+    """A server of our own; of Redis and Valkey one without and one with an append-only file."""
+    found = places.programs(kind)
     if not found:
-        raise SystemExit(f"there is no {server} on this machine")
-    for word in ("no", "yes"):
-        title = f"{found[0].kind.title()} {found[0].version}, appendonly {word}"
-        yield title, partial(on, partial(places.redis, found[0], appendonly=word == "yes"))
+        raise SystemExit(f"there is no {kind} on this machine")
+    program = found[0]
+    title = f"{program.kind} {program.version}"
+    if program.kind in ("redis", "valkey"):
+        for word in ("no", "yes"):
+            yield f"{title}, appendonly {word}", partial(on, partial(places.redis, program, appendonly=word == "yes"))
+    else:
+        yield title, partial(on, partial(places.server, program))
+
+
+def there(kind: str) -> bool:
+    """Whether this kind can be measured here; if not, says why."""
+    missing = [name for name in (SERVERS[kind], "crossdock_conformance") if not find_spec(name)]
+    if missing or not places.programs(kind):
+        why = f"it takes {' and '.join(missing)}" if missing else "it is not on this machine"
+        print(f"\n{kind} is left out: {why}", file=sys.stderr)
+        return False
+    return True
 
 
 def measurements(urls: list[str], servers: list[str]) -> Iterator[tuple[str, Measure]]:
@@ -228,12 +246,9 @@ def measurements(urls: list[str], servers: list[str]) -> Iterator[tuple[str, Mea
     if urls or servers:
         return
     yield from embedded()
-    if not find_spec("crossdock_redis") or not find_spec("crossdock_conformance"):
-        print("\nRedis is left out: it takes crossdock-redis and crossdock-conformance", file=sys.stderr)
-    elif there := next(filter(places.programs, ("redis", "valkey")), None):
-        yield from own_server(there)
-    else:
-        print("\nRedis is left out: there is neither a Redis nor a Valkey on this machine", file=sys.stderr)
+    for kind in SERVERS:
+        if there(kind):
+            yield from own_server(kind)
 
 
 def main() -> None:
@@ -242,7 +257,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=30_000, help="tasks per measurement (default 30,000)")
     parser.add_argument("--repeat", type=int, default=3, help="runs per figure (default 3)")
     parser.add_argument("--url", action="append", default=[], help="measure only this broker; may be repeated")
-    server = "measure only a server of our own, redis[:VERSION] or valkey[:VERSION]; may be repeated"
+    server = f"measure only a server of our own, KIND or KIND:VERSION, of {', '.join(SERVERS)}; may be repeated"
     parser.add_argument("--server", action="append", default=[], metavar="KIND", help=server)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     chosen = parser.parse_args()

@@ -1,8 +1,6 @@
 """The servers that the tests of the backend share, for every version of Redis and Valkey that is found.
 
-A test that takes `source`, or a fixture that does, runs once for each version; a kind that is not found is skipped by name. Where
-CROSSDOCK_REQUIRE names Redis or Valkey, it runs once for each of its entries instead, and fails where there is no such server:
-`redis:7.0,valkey` is that version, installed if CROSSDOCK_TEST_INSTALL allows it, and whichever Valkey is found first.
+A test that takes `source`, or a fixture that does, runs once for each version; see `crossdock_conformance.servers.sources`.
 The modules of this folder import each other by name.
 
 A shared topology that a test leaves otherwise than it was (a node down or frozen, another master, a slot elsewhere) is replaced by a
@@ -14,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import pytest
 
@@ -22,12 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import topologies
 
-from crossdock_conformance.servers import ServerNotFound, required, start_server
+from crossdock_conformance.servers import sources
 from crossdock_conformance.servers.finding import BinarySource
-from crossdock_conformance.servers.fixtures import skip_or_fail
 from crossdock_conformance.servers.keeper import process_table
 from crossdock_conformance.servers.recipe import HOST
-from crossdock_conformance.servers.versions import matches
 
 KINDS = ("redis", "valkey")
 Topology = topologies.Group | topologies.Node
@@ -48,56 +44,20 @@ class TlsServer(Protocol):
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give `source` one value for each version that is found or required, and one for a kind of which there is none."""
-    if "source" in metafunc.fixturenames:
-        values = [value for kind in KINDS for value in _values(kind)]
-        metafunc.parametrize("source", values, indirect=True, scope="session")
-
-
-def _values(kind: str) -> list[Any]:
-    found = topologies.programs(kind)
-    entries = [entry.partition(":") for entry in sorted(required())]
-    if any(name in KINDS for name, _, _ in entries):
-        wanted = [version for name, _, version in entries if name == kind]
-        return [
-            _value(kind, version, [source for source in found if not version or matches(source.version, version)])
-            for version in wanted
-        ]
-    return [pytest.param(source, id=f"{kind}-{source.version}") for source in found] or [_value(kind, "", [])]
-
-
-def _value(kind: str, version: str, found: list[BinarySource]) -> Any:
-    if found:
-        return pytest.param(found[0], id=f"{kind}-{found[0].version}")
-    return pytest.param((kind, version or None), id=f"{kind}-{version}" if version else kind)
+    """Give `source` one value for each version that is found or required."""
+    sources.parametrize(metafunc, *KINDS)
 
 
 @pytest.fixture(scope="session")
 def source(request: pytest.FixtureRequest) -> BinarySource:
     """A program to start servers from, version by version."""
-    if isinstance(request.param, BinarySource):
-        return request.param
-    kind, version = request.param
-    try:
-        start_server(kind, version=version).close()  # which may install it
-    except ServerNotFound as error:
-        skip_or_fail(error, request.config)
-    if found := topologies.programs(kind, version):
-        return found[0]
-    pytest.skip(f"the only {kind} {version or ''} server is a container, or given by its URL")
+    return sources.source_of(request)
 
 
 @pytest.fixture(scope="session")
-def a_source(request: pytest.FixtureRequest) -> BinarySource:
+def a_source(pytestconfig: pytest.Config) -> BinarySource:
     """A program to start servers from, where its version does not matter."""
-    found = [source for kind in KINDS for source in topologies.programs(kind)]
-    if not found:
-        try:
-            start_server(KINDS[0]).close()
-        except ServerNotFound as error:
-            skip_or_fail(error, request.config)
-        found = topologies.programs(KINDS[0])
-    return found[-1]
+    return sources.newest(pytestconfig, *KINDS)
 
 
 # --- topologies --------------------------------------------------------------------------------------

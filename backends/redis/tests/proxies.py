@@ -16,7 +16,7 @@ class Proxy:
     def __init__(self, port: int) -> None:
         self._port = port
         self._pairs: list[_Pair] = []
-        self._tasks: set[asyncio.Task[None] | None] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self.url = ""
 
     def stall(self) -> None:
@@ -30,8 +30,10 @@ class Proxy:
         for pair in pairs:
             pair.abort()
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._tasks.add(asyncio.current_task())
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._tasks.add(asyncio.ensure_future(self._forward(reader, writer)))
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             there = await asyncio.open_connection(HOST, self._port)
         except OSError:
@@ -50,8 +52,10 @@ class Proxy:
             yield self
         finally:
             server.close()
-            self.cut()
-            await asyncio.gather(*filter(None, self._tasks))
+            while any(not task.done() for task in self._tasks):
+                self.cut()  # also what was on its way here when we closed
+                await asyncio.wait(self._tasks, timeout=0.01)
+            await asyncio.gather(*self._tasks)
 
 
 class _Pair:

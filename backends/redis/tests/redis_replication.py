@@ -19,7 +19,7 @@ def start_store(source: BinarySource, master: Node | None = None) -> Node:
 
 
 class Replicated(Group):
-    """A master and its replicas, all with an append-only file that is synced each second. Started by `topologies.replicated`."""
+    """A master and its replicas, all with an append-only file that the system syncs. Started by `topologies.replicated`."""
 
     def __init__(self, source: BinarySource, replicas: int) -> None:
         super().__init__()

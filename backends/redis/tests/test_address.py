@@ -12,7 +12,8 @@ from topologies import Certificates
 
 from crossdock.errors import ConfigurationError
 from crossdock.plugins import create_broker
-from crossdock_redis.address import SCHEMES, Address, Tls, parse
+from crossdock.spi.urls import Tls
+from crossdock_redis.address import SCHEMES, Address, parse
 
 
 def read(url: str) -> Address:

@@ -22,9 +22,7 @@ EXPIRES = re.compile(r":[mu][A-Za-z0-9]{6}$")
 @pytest.fixture(scope="session")
 def target(source: BinarySource) -> Iterator[Target]:
     """One server for each version, and all that may be done to it."""
-    # With everysec the server may put off a write while its disk is busy, and a kill then loses it; with "no" every write is the system's
-    # before it is answered.
-    node = topologies.configured(source, "appendfsync no")
+    node = topologies.configured(source)
 
     def residue() -> Iterable[str]:
         return {name for name in node.residue() if not EXPIRES.search(name)}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from topologies import Cluster, Node, SentinelSet, configured
-from traffic import lanes_of, message, new_namespace, opened
+from traffic import lanes_of, message, new_namespace, opened, until
 
 from crossdock.errors import BrokerUnavailable, ConfigurationError, EnqueueFailed
 from crossdock.spi import Ack, Blocked, Dead, DeadLetter, Nack, QueueSpec, Reason, State, Unblocked
@@ -125,13 +125,15 @@ async def test_the_wrong_kind_of_url(cluster: Cluster, sentinels: SentinelSet, u
 async def test_a_server_that_is_no_redis() -> None:
     """An HTTP server, and one that accepts and says nothing."""
 
+    there: set[asyncio.BaseTransport] = set()
+
     class Silent(asyncio.Protocol):
         def connection_made(self, transport: Any) -> None:
             self.transport = transport
-            self.gone = gone
+            there.add(transport)
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self.gone.set()
+            there.discard(self.transport)
 
     class Http(Silent):
         def data_received(self, data: bytes) -> None:
@@ -139,13 +141,12 @@ async def test_a_server_that_is_no_redis() -> None:
 
     kinds: list[tuple[type[Silent], str]] = [(Http, "does not speak Redis' protocol"), (Silent, r"no answer within 0\.5 s")]
     for kind, words in kinds:
-        gone = asyncio.Event()
         async with await asyncio.get_running_loop().create_server(kind, "127.0.0.1", 0) as other:
             port = other.sockets[0].getsockname()[1]
             with pytest.raises(BrokerUnavailable, match=words):
                 async with opened(f"redis://127.0.0.1:{port}", timeout=0.5):
                     pass
-            await asyncio.wait_for(gone.wait(), 5)
+            await until(lambda: not there, "every connection is closed")
 
 
 async def test_nobody_there() -> None:

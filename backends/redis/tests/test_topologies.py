@@ -24,6 +24,7 @@ from topologies import (
     with_password,
     with_users,
 )
+from traffic import new_namespace
 
 from crossdock_conformance.servers import ServerFailed
 from crossdock_conformance.servers.finding import BinarySource
@@ -90,6 +91,7 @@ def test_each_server_by_itself(replicated: Replicated) -> None:
     first.resume()
     second.start()
     wait_until(lambda: replicated.serves, "both are in step again")
+    replicated.wait_until_replicated()  # the frozen one may not have noticed yet that it was behind
     assert [replica.call("GET", "apart") for replica in (first, second)] == [b"yes", b"yes"]
 
 
@@ -126,6 +128,8 @@ def test_sentinels_fail_over(sentinels: SentinelSet) -> None:
     with finder.master_for("shop", retry=None) as connection:
         assert connection.get("kept") == b"yes"
         assert connection.set("written", "yes")
+    for client_of_sentinel in finder.sentinels:
+        client_of_sentinel.close()
 
 
 def test_a_failover_without_a_death(sentinels: SentinelSet) -> None:
@@ -158,7 +162,8 @@ def test_a_cluster_is_a_cluster(cluster: Cluster) -> None:
 
 def test_a_slot_moves(cluster: Cluster) -> None:
     """In the middle the old node has the slot and asks to look for moved keys at the new one; afterwards the new one has all."""
-    keys = [f"{{moving}}{number}" for number in range(25)]
+    tag = new_namespace()  # of a slot that nothing else is in
+    keys = [f"{{{tag}}}{number}" for number in range(25)]
     slot = cluster.slot(keys[0])
     old = cluster.owner(slot)
     new = next(node for node in cluster.masters if node is not old)

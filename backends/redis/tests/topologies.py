@@ -1,6 +1,6 @@
 """Every arrangement of Redis and Valkey that the backend must work with, on loopback, ended with the test process.
 
-    source = programs("valkey", "8.1")[0]
+    source = sources.programs("valkey", "8.1")[0]
     with cluster(source) as servers:
         ...servers.url...
         servers.migrate(servers.slot("key"), to=servers.nodes[2])
@@ -30,7 +30,6 @@ from redis_security import (
 )
 from redis_sentinels import SentinelSet
 
-from crossdock_conformance.servers import find_servers
 from crossdock_conformance.servers.finding import BinarySource
 from crossdock_conformance.servers.recipe import HOST
 from crossdock_conformance.servers.redis_server import Setup
@@ -50,7 +49,6 @@ __all__ = [
     "User",
     "cluster",
     "configured",
-    "programs",
     "replicated",
     "sentinel_set",
     "tls_server",
@@ -60,15 +58,10 @@ __all__ = [
 ]
 
 
-def programs(kind: str, version: str | None = None) -> list[BinarySource]:
-    """The programs of this kind on this machine, "redis" or "valkey", by version prefix."""
-    return [source for source in find_servers(kind, version) if isinstance(source, BinarySource)]
-
-
 def configured(source: BinarySource, *lines: str) -> Node:
     """A server with further lines of configuration, such as "maxmemory 3mb" or "appendonly no".
 
-    Without any it has an append-only file that is synced each second, no snapshots and no limit of memory.
+    Without any it has an append-only file that the system syncs, no snapshots and no limit of memory.
     """
     return Node(source, Setup(lines=lines))
 

@@ -531,8 +531,14 @@ def replay(target: Target | str, steps: Steps) -> None:
         machine.teardown()
 
 
-def try_programs(target: Target, *, seconds: float, steps: int = STEPS) -> int:
+def try_programs(target: Target, *, seconds: float, steps: int = STEPS, shrink: bool = True) -> int:
     """Try random programs for so many real seconds; returns how many steps were taken.
+
+    Args:
+        target: What is tried.
+        seconds: For how long.
+        steps: Of one program, at most.
+        shrink: Whether a shorter program that fails is looked for.
 
     Raises:
         AssertionError: A program fails. The text is the shortest such program that was found.
@@ -547,7 +553,7 @@ def try_programs(target: Target, *, seconds: float, steps: int = STEPS) -> int:
         return last[0]
 
     slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
-    phases = (Phase.generate, Phase.shrink)
+    phases = (Phase.generate, Phase.shrink) if shrink else (Phase.generate,)
     some = settings(
         max_examples=5,
         stateful_step_count=steps,

@@ -23,6 +23,8 @@ from crossdock_conformance.target import Target
 _DESCRIPTORS: Final = Path("/proc/self/fd")
 _GOODBYE: Final = 5.0
 """Real seconds for what is closing to be gone."""
+_LITTLE_PATIENCE: Final = 1.5
+"""Real seconds after which something counts as not happening where the backend declares that it may not happen."""
 
 
 def reason_not_to_run(scenario: Scenario, target: Target) -> str:
@@ -63,7 +65,7 @@ def _judge(scenario: Scenario, target: Target, missing: Sequence[Need]) -> tuple
     showing: dict[Without, type[Exception]] = {Without.REFUSED: UnsupportedCapability, Without.BROKEN: AssertionError}
     try:
         if inspect.iscoroutinefunction(scenario.function):
-            asyncio.run(_in_a_lab(scenario, target))
+            asyncio.run(_in_a_lab(scenario, target, _LITTLE_PATIENCE if Without.BROKEN in ways else target.patience))
         else:
             scenario.function(target, **scenario.arguments)
     except tuple(kind for way, kind in showing.items() if way in ways) as error:
@@ -73,8 +75,9 @@ def _judge(scenario: Scenario, target: Target, missing: Sequence[Need]) -> tuple
     return Verdict.PASSED, ""
 
 
-async def _in_a_lab(scenario: Scenario, target: Target) -> None:
+async def _in_a_lab(scenario: Scenario, target: Target, patience: float) -> None:
     lab = Lab(target)
+    lab.patience = min(patience, target.patience)
     limit = asyncio.timeout(scenario.seconds)
     try:
         async with limit:

@@ -53,6 +53,8 @@ class Target:
     """Names everything that is stored in the server or connected to it. It must be the same before and after each scenario."""
     real_time: bool = False
     """Use the system's clock even where the backend lives by the clock it is given."""
+    late_after_a_kill: float = 0.0
+    """Real seconds by which more a message may be late that fell due while its server was down, or starting."""
     patience: float = 10.0
     """Real seconds after which something that must happen counts as not happening."""
 

@@ -9,20 +9,15 @@ redis+cluster://[user:password@]host:port,...                a Cluster, known by
 
 from __future__ import annotations
 
-import math
-import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Final, Literal
 from urllib.parse import unquote, urlsplit
 
 from crossdock.errors import ConfigurationError
-from crossdock.spi import redact
+from crossdock.spi import redact, urls
 
 Kind = Literal["server", "socket", "sentinel", "cluster"]
-T = TypeVar("T")
 
 SCHEMES: Final[Mapping[str, tuple[Kind, bool]]] = {
     "redis": ("server", False),
@@ -40,34 +35,6 @@ SCHEMES: Final[Mapping[str, tuple[Kind, bool]]] = {
 
 Login = tuple[str, str]
 """User and password; "" where there is none."""
-
-
-@dataclass(frozen=True)
-class Tls:
-    """How to speak TLS."""
-
-    ca_certs: str | None = None
-    """File with the certificates of those who are trusted; None: the system's."""
-    certfile: str | None = None
-    """File with our own certificate, for servers that ask for one."""
-    keyfile: str | None = None
-    """File with its key."""
-    check_hostname: bool = True
-    verify: bool = True
-
-    @cached_property
-    def context(self) -> ssl.SSLContext:
-        """What the standard library calls that. Raises `ConfigurationError` for files that are no certificates."""
-        try:
-            context = ssl.create_default_context(cafile=self.ca_certs)
-            if self.certfile is not None:
-                context.load_cert_chain(self.certfile, self.keyfile)
-        except (ssl.SSLError, OSError) as error:
-            raise ConfigurationError(f"The certificates that the broker URL names cannot be used: {error}.") from error
-        context.check_hostname = self.check_hostname and self.verify
-        if not self.verify:
-            context.verify_mode = ssl.CERT_NONE
-        return context
 
 
 @dataclass(frozen=True)
@@ -89,7 +56,7 @@ class Address:
     database: int = 0
     protocol: int = 2
     """Version of RESP, the protocol: 2 or 3."""
-    tls: Tls | None = None
+    tls: urls.Tls | None = None
     timeout: float = 5.0
     """Seconds after which a call that has no answer gives up."""
     wait_replicas: int = 0
@@ -112,33 +79,33 @@ def parse(url: str, options: Mapping[str, str]) -> Address:
     """
     parts = urlsplit(url)
     kind, tls = SCHEMES[parts.scheme]
-    given = _Options(parts.scheme, dict(options))
-    user, at, hosts = parts.netloc.rpartition("@")
+    given = urls.Options(parts.scheme, options, "crossdock-redis' README")
+    user, at, places = parts.netloc.rpartition("@")
     name, _, password = user.partition(":") if at else ("", "", "")
     names = [unquote(part) for part in parts.path.split("/") if part]
     path = master = ""
     if kind == "socket":
         path, names = unquote(parts.path), []
-        if hosts or not path:
-            raise _unusable(url, "write unix:///path/of/the.sock")
+        if places or not path:
+            raise urls.unusable(url, "write unix:///path/of/the.sock")
     elif kind == "sentinel":
         if not names:
-            raise _unusable(url, "it does not say what the Sentinels call the master: write redis+sentinel://HOST:26379/MASTER")
+            raise urls.unusable(url, "it does not say what the Sentinels call the master: write redis+sentinel://HOST:26379/MASTER")
         master = names.pop(0)
     address = Address(
         kind,
-        () if kind == "socket" else _hosts(url, hosts, 26379 if kind == "sentinel" else 6379),
+        () if kind == "socket" else urls.hosts(url, places, 26379 if kind == "sentinel" else 6379),
         redact(url),
         path=path,
         master=master,
         login=(unquote(name), unquote(password)),
         sentinel_login=(given.take("sentinel_username", str, "text", ""), given.take("sentinel_password", str, "text", "")),
         database=_database(url, kind, names, given.take("db", int, "a whole number", None)),
-        protocol=given.take("protocol", _one_of(2, 3), "2 or 3", 2),
-        tls=_tls(given) if tls else None,
-        timeout=given.take("timeout", _positive, "a number of seconds above 0", 5.0),
-        wait_replicas=given.take("wait_replicas", _count, "a whole number from 0", 0),
-        wait_timeout=given.take("wait_timeout", _positive, "a number of seconds above 0", 1.0),
+        protocol=int(given.take("protocol", urls.one_of("2", "3"), "2 or 3", "2")),
+        tls=given.tls() if tls else None,
+        timeout=given.seconds("timeout", 5.0),
+        wait_replicas=given.take("wait_replicas", urls.whole(0), "a whole number from 0", 0),
+        wait_timeout=given.seconds("wait_timeout", 1.0),
     )
     given.refuse_rest()
     if address.wait_replicas and address.wait_timeout >= address.timeout:
@@ -146,87 +113,10 @@ def parse(url: str, options: Mapping[str, str]) -> Address:
     return address
 
 
-def _hosts(url: str, netloc: str, default_port: int) -> tuple[tuple[str, int], ...]:
-    found: list[tuple[str, int]] = []
-    for place in netloc.split(","):
-        try:
-            parts = urlsplit(f"//{place}")
-            host, port = parts.hostname, parts.port
-        except ValueError:
-            host, port = None, None
-        if not host and netloc:
-            raise _unusable(url, f"{redact('redis://' + place).removeprefix('redis://')!r} is no host and port")
-        found.append((host or "localhost", port or default_port))
-    return tuple(found)
-
-
 def _database(url: str, kind: Kind, names: list[str], option: int | None) -> int:
     if len(names) > 1 or (names and not names[0].isdecimal()):
-        raise _unusable(url, "behind the host stands at most the number of a database")
+        raise urls.unusable(url, "behind the host stands at most the number of a database")
     database = int(names[0]) if names else option or 0
     if database < 0 or (database and kind == "cluster"):
-        raise _unusable(url, "a Cluster has database 0 only" if kind == "cluster" else "no database has a negative number")
+        raise urls.unusable(url, "a Cluster has database 0 only" if kind == "cluster" else "no database has a negative number")
     return database
-
-
-def _tls(given: _Options) -> Tls:
-    return Tls(
-        ca_certs=given.take("ssl_ca_certs", _file, "a file that is there", None),
-        certfile=given.take("ssl_certfile", _file, "a file that is there", None),
-        keyfile=given.take("ssl_keyfile", _file, "a file that is there", None),
-        check_hostname=given.take("ssl_check_hostname", _flag, "true or false", True),
-        verify=given.take("ssl_cert_reqs", lambda text: {"required": True, "none": False}[text], "required or none", True),
-    )
-
-
-class _Options:
-    """The query of a URL, taken out word by word; what is left over is unknown."""
-
-    def __init__(self, scheme: str, given: dict[str, str]) -> None:
-        self._scheme = scheme
-        self._given = given
-
-    def take(self, name: str, read: Callable[[str], T], what: str, default: Any) -> Any:
-        text = self._given.pop(name, None)
-        if text is None:
-            return default
-        try:
-            return read(text)
-        except (ValueError, KeyError) as error:
-            raise ConfigurationError(f"The option {name} of a {self._scheme}:// URL must be {what}.") from error
-
-    def refuse_rest(self) -> None:
-        if self._given:
-            raise ConfigurationError(f"{self._scheme}:// has no option {next(iter(self._given))!r}; see crossdock-redis' README.")
-
-
-def _positive(text: str) -> float:
-    number = float(text)
-    if not 0 < number < math.inf:
-        raise ValueError(text)
-    return number
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise ValueError(text)
-    return number
-
-
-def _flag(text: str) -> bool:
-    return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
-
-
-def _one_of(*numbers: int) -> Callable[[str], int]:
-    return lambda text: {str(number): number for number in numbers}[text]
-
-
-def _file(text: str) -> str:
-    if not Path(text).is_file():
-        raise ValueError(text)
-    return text
-
-
-def _unusable(url: str, why: str) -> ConfigurationError:
-    return ConfigurationError(f"The broker URL {redact(url)!r} cannot be used: {why}.")

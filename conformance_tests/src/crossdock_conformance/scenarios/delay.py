@@ -353,7 +353,8 @@ async def outlives_a_kill_of_the_server(broker: Broker, lab: Lab) -> None:
     await lab.until(opens, "a Broker could be opened again")
     back = lab.clock.monotonic()
     for id, (first, last) in due.items():
-        delivery = await lab.comes(heir, first - lab.early, max(last, back) + lab.lateness)
+        latest = max(last, back) + lab.lateness + lab.target.late_after_a_kill
+        delivery = await lab.comes(heir, first - lab.early, latest)
         assert delivery.message.id == id
         await lab.settle(heir, Ack(delivery))
 

@@ -102,6 +102,7 @@ async def ten_thousand_to_fifty_receivers(broker: Broker, lab: Lab) -> None:
     for start in range(0, 10_000, 1000):
         await lab.enqueue(broker, *messages[start : start + 1000])
     seen: Counter[str] = Counter()
+    workers = [await lab.open() for _ in range(50)]  # which may take longer than our patience
     last = time.monotonic()
 
     async def work(one: Broker) -> None:
@@ -112,7 +113,6 @@ async def ten_thousand_to_fifty_receivers(broker: Broker, lab: Lab) -> None:
             seen.update(delivery.message.id for delivery in batch)
             await lab.settle(one, *map(Ack, batch))
 
-    workers = [await lab.open() for _ in range(50)]
     await asyncio.gather(*map(work, workers))
     missing = {message.id for message in messages}.difference(seen)
     assert not missing, f"{len(missing)} messages were never delivered"

@@ -182,15 +182,16 @@ def _made_up(delivery: Delivery) -> list[Delivery]:
 @scenario(call=_ODD_CALLS)
 async def odd_calls_end_well(broker: Broker, lab: Lab, call: _Call) -> None:
     """Whatever a verb is given, it answers or raises one of our errors, nothing is lost, and the Broker goes on working."""
-    await lab.enqueue(broker, lab.message("held"))
-    delivery = await lab.take_one(broker)
-    await lab.enqueue(broker, lab.message("ready"))
+    queue = "long"  # whose leases no slow call outlasts
+    await lab.enqueue(broker, lab.message("held", queue))
+    delivery = await lab.take_one(broker, queue)
+    await lab.enqueue(broker, lab.message("ready", queue))
     await _ends_well(lab, call(broker, lab, delivery))
     await lab.settle(broker, Ack(delivery))
-    rest = await lab.take_one(broker)
+    rest = await lab.take_one(broker, queue)
     assert rest.message.id == "ready"
     await lab.settle(broker, Ack(rest))
-    await lab.holds(broker, {})
+    await lab.holds(broker, {}, queue)
 
 
 @scenario(delay={"-1 s": -1.0, "30000 years": 1e12, "a quintillion s": 1e18, "for ever": math.inf})

@@ -364,7 +364,7 @@ async def capabilities_are_consistent(broker: Broker, lab: Lab) -> None:
     for states in (declared.listable, declared.removable, declared.purgeable):
         assert states <= frozenset(State)
     assert State.LEASED not in declared.removable | declared.purgeable
-    assert declared.max_body >= 1024 * 1024
+    assert declared.max_body >= 1_000_000
     for name in ("fencing", "delay", "deduplication", "by_id", "list_queues", "signals"):
         ability = getattr(declared, name)
         assert ability.support is Support.NATIVE or ability.note.strip(), f"{name} is {ability.support.value}, and nothing says why"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from crossdock.spi import redact
@@ -37,6 +37,8 @@ gen_tcp:controlling_process(Listener, spawn(Serve)).
 """Runs inside the node: tells each who connects whether the broker is up, and the names of what it holds. The command-line tools
 of RabbitMQ tell the same in a second or two, each time starting an Erlang machine; after every test that is too long."""
 
+_ERLANG = "usr/lib/erlang/lib"
+"""Where distributions have Erlang's own applications, below the root."""
 _EVALUATE = (
     '{ok,T,_}=erl_scan:string(os:getenv("CROSSDOCK_ANSWERER")),{ok,E}=erl_parse:parse_exprs(T),{value,_,_}=erl_eval:exprs(E,[]).'
 )
@@ -47,6 +49,9 @@ _ANSWERER_SCHEME = "answerer://"
 
 _INSTALLED = "lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server"
 _CONFIGURATION = "disk_free_limit.absolute = 50MB\n"
+_ADVANCED = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 5000}]}].\n"
+"""A node that starts expires messages before it knows its bindings, on RabbitMQ 3; it looks again after so many milliseconds, which are
+180,000 by default: too long for a test."""
 
 
 class RabbitMQ(Recipe):
@@ -58,6 +63,8 @@ class RabbitMQ(Recipe):
     places = (f"usr/{_INSTALLED}", f"usr/local/{_INSTALLED}", "opt/rabbitmq*/sbin/rabbitmq-server")
     package = "rabbitmq-server"
     ports = ("client", "admin", "distribution", "port mapper")
+    plugins: Sequence[str] = ()
+    """Those that a node of ours has."""
     start_within = 90.0
     stop_within = 30.0
 
@@ -72,10 +79,14 @@ class RabbitMQ(Recipe):
             hosts.write_text("127.0.0.1 localhost\n")  # the port mapper looks its own name up
         home = data / "home"
         home.mkdir(exist_ok=True)
-        (data / "enabled_plugins").write_text("[].\n")
+        (data / "enabled_plugins").write_text(f"[{','.join(self.plugins)}].\n")
         (data / "rabbitmq.conf").write_text(_CONFIGURATION)
+        (data / "advanced.config").write_text(_ADVANCED)
         inside = binary.inside(data)
         path = Path(binary.path) if binary.root else Path(binary.path).resolve()
+        root = binary.root or Path("/")
+        _link_needed(["rabbit", *self.plugins], path.parents[1] / "plugins", root, data / "plugins")
+        _link_modules([data / "plugins", root / _ERLANG], root, data / "modules")
         return Launch(
             Binary(str(path), binary.origin, binary.root).command(),
             {
@@ -91,13 +102,15 @@ class RabbitMQ(Recipe):
                 "RABBITMQ_MNESIA_BASE": f"{inside}/mnesia",
                 "RABBITMQ_LOG_BASE": f"{inside}/log",
                 "RABBITMQ_LOGS": "-",
+                "RABBITMQ_PLUGINS_DIR": f"{inside}/plugins",
                 "RABBITMQ_ENABLED_PLUGINS_FILE": f"{inside}/enabled_plugins",
                 "RABBITMQ_CONFIG_FILE": f"{inside}/rabbitmq.conf",
                 "RABBITMQ_ADVANCED_CONFIG_FILE": f"{inside}/advanced.config",
                 "RABBITMQ_CONF_ENV_FILE": f"{inside}/rabbitmq-env.conf",
                 "ERL_EPMD_PORT": str(ports["port mapper"]),
                 "ERL_EPMD_ADDRESS": HOST,
-                "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"-kernel inet_dist_use_interface {{127,0,0,1}} -eval {_EVALUATE}",
+                "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"-pa {inside}/modules -kernel inet_dist_use_interface {{127,0,0,1}} "
+                f"-eval {_EVALUATE}",
                 "CROSSDOCK_ANSWERER": _ANSWERER,
                 "CROSSDOCK_ANSWERER_HOST": HOST,
                 "CROSSDOCK_ANSWERER_PORT": str(ports["admin"]),
@@ -136,6 +149,49 @@ class RabbitMQ(Recipe):
             )
         ask = _ask if reach.admin.startswith(_ANSWERER_SCHEME) else _ask_management
         return ask(reach.admin, timeout)
+
+
+def _link_needed(wanted: Iterable[str], applications: Path, root: Path, links: Path) -> None:
+    """Link the applications that are needed, so that Erlang does not look through all the others for each of its modules: a node starts
+    in two thirds of the time.
+
+    Args:
+        wanted: Names of applications; those that they need are found.
+        applications: The folder of them all, as the broker sees it.
+        root: Its root.
+        links: The folder to make the links in.
+    """
+    folders = {folder.name.partition("-")[0]: folder for folder in (root / applications.relative_to("/")).iterdir()}
+    links.mkdir(exist_ok=True)
+    ahead = list(wanted)
+    while ahead:
+        name = ahead.pop()
+        folder = folders.pop(name, None)
+        if folder is None:  # of Erlang itself, or linked already
+            continue
+        link = links / folder.name
+        if not link.is_symlink():
+            link.symlink_to(applications / folder.name)
+        needs = re.search(r"\{applications,\s*\[(.*?)\]", (folder / "ebin" / f"{name}.app").read_text(), re.DOTALL)
+        ahead += re.findall(r"\w+", needs[1]) if needs else []
+
+
+def _link_modules(libraries: Iterable[Path], root: Path, links: Path) -> None:
+    """Link the modules of these libraries in one folder, for Erlang to look into first: it tries every application's folder for each of
+    a thousand modules, which is a third of what a start costs.
+
+    Args:
+        libraries: Folders of applications.
+        root: What the broker sees as its root.
+        links: The folder to make the links in.
+    """
+    if links.exists():
+        return
+    links.mkdir()
+    for module in (module for library in libraries for module in library.glob("*/ebin/*.beam")):
+        link = links / module.name
+        if not link.is_symlink():
+            link.symlink_to("/" / module.relative_to(root))
 
 
 def _ask(admin: str, timeout: float) -> set[str]:

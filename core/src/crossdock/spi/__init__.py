@@ -4,9 +4,10 @@ Stability: `API_VERSION` names this interface. Within a version, names and meani
 refused at load. This package depends on nothing else of crossdock but `crossdock.errors`.
 
 Start at `Broker` (the twelve verbs), then `values` (what they take and return), `Capabilities` (what a backend declares) and
-`BackendPlugin` (how it is found).
+`BackendPlugin` (how it is found). `urls` reads what the broker URLs of servers have in common.
 """
 
+from crossdock.spi import urls
 from crossdock.spi.broker import Broker, SupportsErase
 from crossdock.spi.capabilities import Ability, Capabilities, Support, Survives
 from crossdock.spi.hooks import hookimpl
@@ -87,4 +88,5 @@ __all__ = [
     "Unblocked",
     "hookimpl",
     "redact",
+    "urls",
 ]
