@@ -31,8 +31,14 @@ CONSTRAINTS = ROOT / "constraints.txt"
 PLACES = [str(file.parent.relative_to(ROOT)) for file in project_files()]  # "." is the meta-distribution, which has no code
 CODE = PLACES[1:]
 SUITE = "conformance_tests"
-ON_A_CLUSTER = "backends/redis/tests/test_conformance_cluster.py"
 BACKENDS = [place for place in CODE if place.startswith("backends/")]
+LONG = [
+    str(file.relative_to(ROOT))
+    for place in BACKENDS
+    for pattern in ("test_conformance_cluster.py", "test_slow_*.py")
+    for file in sorted((ROOT / place / "tests").glob(pattern))
+]
+"""Tests that take too long for CI."""
 EXAMPLE = "docs/examples/crossdock-plainfiles"
 THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 OTHER_PYTHONS = [version for version in ("3.11", "3.12", "3.13") if version != THIS_PYTHON]
@@ -41,15 +47,17 @@ OTHER_PYTHONS = [version for version in ("3.11", "3.12", "3.13") if version != T
 # CI_LIMIT for good: who needs more takes it from another line.
 CI_LIMIT = 18 * 60
 BUDGETS = {
-    "versions": 5,
-    "lint": 10,
-    "types": 80,
-    f"tests-{THIS_PYTHON}": 180,
-    "conformance": 240,
-    "redis": 330,
-    "docs": 90,
-    "demo": 60,
-    "package": 80,
+    "versions": 2,
+    "lint": 5,
+    "types": 55,
+    f"tests-{THIS_PYTHON}": 80,
+    "conformance": 150,
+    "redis": 165,
+    "rabbitmq": 260,
+    "nats": 110,
+    "docs": 115,
+    "demo": 50,
+    "package": 65,
 }
 assert sum(BUDGETS.values()) < CI_LIMIT
 
@@ -183,6 +191,12 @@ def pytest(session: nox.Session, *places: str) -> None:
     session.run("pytest", f"--junit-xml={results(session)}", *arguments)
 
 
+def backend(session: nox.Session, place: str, processes: int) -> None:
+    """The tests of a backend on real servers, but for the long ones, in so many processes: they wait more than they compute."""
+    install(session, "test", "servers", siblings=True)
+    pytest(session, f"{place}/tests", "-n", str(processes), *(f"--ignore={file}" for file in LONG))
+
+
 # --- sessions -----------------------------------------------------------------------------------------
 
 
@@ -210,7 +224,7 @@ def types(session: nox.Session) -> None:
     """mypy and pyright, both strict: each distribution, the typing tests of the public API, the tooling."""
     install(session, "types", "test", "nox", siblings=True)
     places = [*(f"{place}/src" for place in CODE), "core/typing_tests", f"{EXAMPLE}/src"]
-    run_each(session, *([tool, place] for place in places for tool in ("mypy", "pyright")), ["mypy", "noxfile.py", "scripts"])
+    run_each(session, ["mypy", *places], ["pyright", *places], ["mypy", "noxfile.py", "scripts"])
 
 
 @nox.session(python=PYTHONS)
@@ -218,7 +232,7 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """pytest on every distribution that needs no server, and the examples. What follows -- goes to pytest."""
     install(session, "test", siblings=True)
-    pytest(session, *(f"{place}/tests" for place in CODE if place not in (SUITE, *BACKENDS)), "examples/tests")
+    pytest(session, *(f"{place}/tests" for place in CODE if place not in (SUITE, *BACKENDS)), "examples/tests", "-n", "3")
 
 
 @nox.session
@@ -229,23 +243,36 @@ def conformance(session: nox.Session) -> None:
     if urls := [argument for argument in session.posargs if "://" in argument]:
         run_each(session, *(["crossdock", "conformance", url] for url in urls))
     else:
-        pytest(session, f"{SUITE}/tests", "-n", "2")
+        pytest(session, f"{SUITE}/tests", "-n", "4")
 
 
 @nox.session
 @part
 def redis(session: nox.Session) -> None:
     """The Redis backend on real servers, each version that is found or that CROSSDOCK_REQUIRE names: the suite, and its own tests."""
-    install(session, "test", "servers", siblings=True)
-    pytest(session, "backends/redis/tests", "-n", "6", f"--ignore={ON_A_CLUSTER}")
+    backend(session, "backends/redis", 6)
 
 
 @nox.session
 @part
-def redis_cluster(session: nox.Session) -> None:
-    """The suite on a Redis Cluster of three nodes."""
+def rabbitmq(session: nox.Session) -> None:
+    """The RabbitMQ backend on real servers, each version that is found or that CROSSDOCK_REQUIRE names: the suite, and its own tests."""
+    backend(session, "backends/rabbitmq", 6)
+
+
+@nox.session
+@part
+def nats(session: nox.Session) -> None:
+    """The NATS backend on real servers, each version that is found or that CROSSDOCK_REQUIRE names: the suite, and its own tests."""
+    backend(session, "backends/nats", 6)
+
+
+@nox.session
+@part
+def long(session: nox.Session) -> None:
+    """What takes too long for CI: the suite on clusters, nodes lost and many restarts."""
     install(session, "test", "servers", siblings=True)
-    pytest(session, ON_A_CLUSTER, "-n", "2")
+    run_each(session, *(["pytest", file, "-n", "2"] for file in LONG))
 
 
 @nox.session
@@ -263,7 +290,7 @@ def real_time(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Run every snippet and command of the documentation."""
     install(session, "test", siblings=True)
-    pytest(session, "docs/tests")
+    pytest(session, "docs/tests", "-n", "2")
 
 
 @nox.session
@@ -299,7 +326,7 @@ def package(session: nox.Session) -> None:
             if name == "crossdock":
                 session.run(f"{folder}/env/bin/crossdock", "--version", external=True)
                 shutil.copytree(ROOT / "examples" / "shop", "shop", ignore=shutil.ignore_patterns("__pycache__", ".*_cache"))
-                session.run(python, "shop/demo.py", external=True)
+                session.run(python, "shop/demo.py", "--orders", "500", external=True)  # all of them are the session demo's
 
 
 def with_siblings(name: str, projects: dict[str, dict[str, Any]]) -> list[str]:
@@ -314,11 +341,11 @@ def with_siblings(name: str, projects: dict[str, dict[str, Any]]) -> list[str]:
 @nox.session
 @part
 def bench(session: nox.Session) -> None:
-    """Measure memory, SQLite and, where a server is found, Redis. What follows -- goes to the benchmark; --scale is another one."""
+    """Measure memory, SQLite and each server that is found. What follows -- goes to the benchmark; --growth and --scale are others."""
     install(session, "servers", siblings=True)
-    options = [argument for argument in session.posargs if argument != "--scale"]
-    program = "backends/redis/benchmarks/scale.py" if "--scale" in session.posargs else "core/benchmarks/run.py"
-    session.run("python", program, *options)
+    programs = {"--growth": "core/benchmarks/growth.py", "--scale": "backends/redis/benchmarks/scale.py"}
+    chosen = [programs[option] for option in session.posargs if option in programs] or ["core/benchmarks/run.py"]
+    session.run("python", *chosen, *(option for option in session.posargs if option not in programs))
 
 
 @nox.session(venv_backend="none")
@@ -341,7 +368,7 @@ def checks(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def full(session: nox.Session) -> None:
     """Everything: what CI runs, the tests on every Python that is installed, the suite in real time, the benchmark."""
-    for name in (*BUDGETS, *(f"tests-{python}" for python in PYTHONS), "real_time", "redis_cluster", "bench"):
+    for name in (*BUDGETS, *(f"tests-{python}" for python in PYTHONS), "real_time", "long", "bench"):
         session.notify(name)
     for python in set(OTHER_PYTHONS).difference(PYTHONS):
         session.warn(f"the tests do not run on Python {python}: it is not installed")

@@ -19,6 +19,7 @@ from pathlib import Path
 from distributions import ROOT, project_files, read, requirements, sibling
 
 CONSTRAINTS = ROOT / "constraints.txt"
+WITHOUT_WHEELS = "nkeys"
 HEADER = "# Written by `python scripts/pin.py`; do not edit. The versions that nox and .ci/run install.\n"
 
 
@@ -38,7 +39,8 @@ def resolve(python: str, wanted: list[str], pins: dict[str, str], folder: Path) 
     constraints, report = folder / "constraints.txt", folder / "report.json"
     constraints.write_text(as_text(pins), encoding="utf-8")
     pip = [python, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--dry-run", "--ignore-installed"]
-    subprocess.run([*pip, "--only-binary=:all:", "--report", str(report), "-c", str(constraints), *wanted], check=True)
+    pip += ["--only-binary=:all:", f"--no-binary={WITHOUT_WHEELS}"]
+    subprocess.run([*pip, "--report", str(report), "-c", str(constraints), *wanted], check=True)
     metadata = [entry["metadata"] for entry in json.loads(report.read_text(encoding="utf-8"))["install"]]
     return {re.sub(r"[-_.]+", "-", entry["name"]).lower(): entry["version"] for entry in metadata}
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-import redis_of_reader
+import servers_of_reader
 from pages import ROOT, Page, all_pages, read_page
 from run_page import Mismatch, check, commands
 
@@ -44,7 +44,7 @@ def follow(page: Page, place: Path) -> subprocess.CompletedProcess[str]:
     """Execute a page as a reader would.
 
     There is this installation, a home of one's own, no settings, and a folder that is empty but for the examples of the documentation.
-    Whatever pip installs comes from the disk, and goes to a folder of its own. A page that mentions Redis has a server.
+    Whatever pip installs comes from the disk, and goes to a folder of its own. A page that mentions a server has one.
 
     Args:
         page: The page.
@@ -53,9 +53,9 @@ def follow(page: Page, place: Path) -> subprocess.CompletedProcess[str]:
     Raises:
         ServerNotFound: The page needs a server, and there is none.
     """
-    if redis_of_reader.is_needed(page):
-        with redis_of_reader.started(page, place / "redis") as (with_address, programs):
-            return _follow(with_address, place, programs)
+    if servers_of_reader.needed(page):
+        with servers_of_reader.started(page, place / "servers") as (with_addresses, programs):
+            return _follow(with_addresses, place, programs)
     return _follow(page, place)
 
 
@@ -237,20 +237,21 @@ def test_a_page_without_its_redis(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def missing(kind: str) -> NoReturn:
         raise ServerNotFound(f"there is no {kind} server", kind)
 
-    monkeypatch.setattr(redis_of_reader, "find_servers", lambda kind: [])
-    monkeypatch.setattr(redis_of_reader, "start_server", missing)
+    monkeypatch.setattr(servers_of_reader, "find_servers", lambda kind: [])
+    monkeypatch.setattr(servers_of_reader, "start_server", missing)
     page = write_page("'''console\n$ redis-cli PING\nPONG\n'''\n", tmp_path)
 
     with pytest.raises(ServerNotFound):
         follow(page, tmp_path)
 
 
-def test_which_pages_need_redis() -> None:
+def test_which_pages_need_a_server() -> None:
     """Those with a block that is executed and mentions it, not those that talk about it."""
     blocks = {"console": True, 'python title="a.py"': True, "text": False, "console no-test: no server": False}
     for info, needed in blocks.items():
-        page = Page(ROOT / "page.md", f"redis-cli\n\n```{info}\n$ x redis://localhost:6379/0\n```\n")
-        assert redis_of_reader.is_needed(page) is needed, info
+        for kind in servers_of_reader.KINDS:
+            page = Page(ROOT / "page.md", f"redis-cli\n\n```{info}\n$ x any://{kind.address}\n```\n")
+            assert servers_of_reader.needed(page) == [kind] * needed, info
 
 
 def test_a_wildcard_stays_in_its_line() -> None:

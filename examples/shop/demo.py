@@ -239,6 +239,7 @@ def run(folder: Path, limit: int, workers: Workers) -> None:
     if len(refused) > 5:
         print(f"  ... and {len(refused) - 5} more")
 
+    ask("queue", "list")  # a broker that cannot be reached, or cannot tell what is left to do, is refused before it has any task
     progress = Progress(folder, len(everything))
     pids = [workers.start(), workers.start()]
     print(f"\nWorkers {pids[0]} and {pids[1]} are started on {redact(os.environ['CROSSDOCK_URL'])}.")
