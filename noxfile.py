@@ -1,7 +1,7 @@
 """Every habit of the project, one session each.
 
-`./run` lists them, `./run NAME` runs one, `./run checks` what CI runs. A session's virtual environment is kept in .nox and
-installed into again only when a pyproject.toml or constraints.txt changed.
+`./run` lists them, `./run NAME` runs one, `./run checks` what CI runs. Virtual environments are kept in .nox, one that most
+sessions share, and installed into again only when a pyproject.toml or constraints.txt changed.
 """
 
 from __future__ import annotations
@@ -155,20 +155,37 @@ def group(*names: str) -> list[str]:
 
 
 def install(session: nox.Session, *groups: str, siblings: bool = False) -> None:
-    """Install requirement groups and, if asked, all our distributions as editable, unless this environment has just that."""
+    """Install requirement groups and, if asked, all our distributions as editable, into the session's own environment."""
+    install_into(Path(session.virtualenv.location), session, *groups, siblings=siblings)
+
+
+def install_into(home: Path, session: nox.Session, *groups: str, siblings: bool) -> None:
+    """As `install`, into any environment, unless it has just that already."""
     wanted = group(*groups)
     if siblings:
         wanted += [option for place in PLACES for option in ("--editable", place)]
     state = "\n".join([str(ROOT), *wanted, *(file.read_text() for file in (CONSTRAINTS, *project_files()))])
-    installed = Path(session.virtualenv.location) / "crossdock-installed.txt"
+    installed = home / "crossdock-installed.txt"
     if installed.exists() and installed.read_text() == state:
         session.log("everything is installed already")
         return
     installed.unlink(missing_ok=True)
+    pip = [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", "--constraint", str(CONSTRAINTS)]
     if siblings:  # first the build backend, or pip fetches it again for each of them
-        session.install("--constraint", str(CONSTRAINTS), *group("build"))
-    session.install("--constraint", str(CONSTRAINTS), "--no-build-isolation", *wanted)
+        session.run(*pip, *group("build"))
+    session.run(*pip, "--no-build-isolation", *wanted)
     installed.write_text(state)
+
+
+def use_shared(session: nox.Session) -> Path:
+    """Return where the programs are of the environment that sessions without their own share; it is made and filled if need be."""
+    home = ROOT / ".nox" / "shared"
+    if not (home / "pyvenv.cfg").exists():
+        session.run(sys.executable, "-m", "virtualenv", "--quiet", str(home))
+    install_into(home, session, "test", "servers", siblings=True)
+    programs = home / "bin"
+    session.env["PATH"] = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    return programs
 
 
 def run_each(session: nox.Session, *commands: list[str]) -> None:
@@ -183,18 +200,17 @@ def run_each(session: nox.Session, *commands: list[str]) -> None:
         session.error("failed: " + ", ".join(failed))
 
 
-def pytest(session: nox.Session, *places: str) -> None:
+def pytest(session: nox.Session, programs: Path, *places: str) -> None:
     """Run the tests of these places, or of those that the caller names after `--`."""
     arguments = session.posargs
     if not any(Path(argument.split("::")[0]).exists() for argument in arguments):
         arguments = [*places, *arguments]
-    session.run("pytest", f"--junit-xml={results(session)}", *arguments)
+    session.run(str(programs / "pytest"), f"--junit-xml={results(session)}", *arguments)
 
 
 def backend(session: nox.Session, place: str, processes: int) -> None:
     """The tests of a backend on real servers, but for the long ones, in so many processes: they wait more than they compute."""
-    install(session, "test", "servers", siblings=True)
-    pytest(session, f"{place}/tests", "-n", str(processes), *(f"--ignore={file}" for file in LONG))
+    pytest(session, use_shared(session), f"{place}/tests", "-n", str(processes), *(f"--ignore={file}" for file in LONG))
 
 
 # --- sessions -----------------------------------------------------------------------------------------
@@ -232,72 +248,72 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """pytest on every distribution that needs no server, and the examples. What follows -- goes to pytest."""
     install(session, "test", siblings=True)
-    pytest(session, *(f"{place}/tests" for place in CODE if place not in (SUITE, *BACKENDS)), "examples/tests", "-n", "3")
+    places = [f"{place}/tests" for place in CODE if place not in (SUITE, *BACKENDS)]
+    pytest(session, Path(session.bin), *places, "examples/tests", "-n", "3")
 
 
-@nox.session
+@nox.session(venv_backend="none")
 @part
 def conformance(session: nox.Session) -> None:
     """The conformance suite, its own tests and the embedded backends under it; or the brokers whose URLs follow --."""
-    install(session, "test", "servers", siblings=True)
+    programs = use_shared(session)
     if urls := [argument for argument in session.posargs if "://" in argument]:
-        run_each(session, *(["crossdock", "conformance", url] for url in urls))
+        run_each(session, *([str(programs / "crossdock"), "conformance", url] for url in urls))
     else:
-        pytest(session, f"{SUITE}/tests", "-n", "4")
+        pytest(session, programs, f"{SUITE}/tests", "-n", "4")
 
 
-@nox.session
+@nox.session(venv_backend="none")
 @part
 def redis(session: nox.Session) -> None:
     """The Redis backend on real servers, each version that is found or that CROSSDOCK_REQUIRE names: the suite, and its own tests."""
     backend(session, "backends/redis", 6)
 
 
-@nox.session
+@nox.session(venv_backend="none")
 @part
 def rabbitmq(session: nox.Session) -> None:
     """The RabbitMQ backend on real servers, each version that is found or that CROSSDOCK_REQUIRE names: the suite, and its own tests."""
     backend(session, "backends/rabbitmq", 6)
 
 
-@nox.session
+@nox.session(venv_backend="none")
 @part
 def nats(session: nox.Session) -> None:
     """The NATS backend on real servers, each version that is found or that CROSSDOCK_REQUIRE names: the suite, and its own tests."""
     backend(session, "backends/nats", 6)
 
 
-@nox.session
+@nox.session(venv_backend="none")
 @part
 def long(session: nox.Session) -> None:
     """What takes too long for CI: the suite on clusters, nodes lost and many restarts."""
-    install(session, "test", "servers", siblings=True)
-    run_each(session, *(["pytest", file, "-n", "2"] for file in LONG))
+    programs = use_shared(session)
+    run_each(session, *([str(programs / "pytest"), file, "-n", "2"] for file in LONG))
 
 
-@nox.session
+@nox.session(venv_backend="none")
 @part
 def real_time(session: nox.Session) -> None:
     """The conformance suite on the embedded backends with the system's clock, as it runs on servers."""
-    install(session, "test", siblings=True)
+    programs = use_shared(session)
     with tempfile.TemporaryDirectory() as folder:
         urls = ["memory://conformance", f"sqlite:///{folder}/conformance.db"]
-        run_each(session, *(["crossdock", "conformance", "--real-time", url] for url in urls))
+        run_each(session, *([str(programs / "crossdock"), "conformance", "--real-time", url] for url in urls))
 
 
-@nox.session
+@nox.session(venv_backend="none")
 @part
 def docs(session: nox.Session) -> None:
     """Run every snippet and command of the documentation."""
-    install(session, "test", siblings=True)
-    pytest(session, "docs/tests", "-n", "2")
+    pytest(session, use_shared(session), "docs/tests", "-n", "2")
 
 
 @nox.session
 @part
 def demo(session: nox.Session) -> None:
     """The shop: 5,000 orders, two workers, one of them killed, and the sums checked."""
-    install(session, siblings=True)
+    install(session, siblings=True)  # its own, without the tests' tools: for many it is the first thing to run
     session.run("python", "examples/shop/demo.py", *session.posargs)
 
 
@@ -338,14 +354,13 @@ def with_siblings(name: str, projects: dict[str, dict[str, Any]]) -> list[str]:
     return names
 
 
-@nox.session
+@nox.session(venv_backend="none")
 @part
 def bench(session: nox.Session) -> None:
     """Measure memory, SQLite and each server that is found. What follows -- goes to the benchmark; --growth and --scale are others."""
-    install(session, "servers", siblings=True)
-    programs = {"--growth": "core/benchmarks/growth.py", "--scale": "backends/redis/benchmarks/scale.py"}
-    chosen = [programs[option] for option in session.posargs if option in programs] or ["core/benchmarks/run.py"]
-    session.run("python", *chosen, *(option for option in session.posargs if option not in programs))
+    benchmarks = {"--growth": "core/benchmarks/growth.py", "--scale": "backends/redis/benchmarks/scale.py"}
+    chosen = [benchmarks[option] for option in session.posargs if option in benchmarks] or ["core/benchmarks/run.py"]
+    session.run(str(use_shared(session) / "python"), *chosen, *(option for option in session.posargs if option not in benchmarks))
 
 
 @nox.session(venv_backend="none")
