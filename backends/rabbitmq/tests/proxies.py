@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 HOST = "127.0.0.1"
 
+_End = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
 
 class Proxy:
     """Forwards every connection to the server of a URL, from the moment it is entered."""
@@ -24,6 +26,9 @@ class Proxy:
         self._end = asyncio.Event()
         self._pairs: set[_Pair] = set()
         self._refuses = False
+        self._answers = asyncio.Event()
+        self._answers.set()
+        self._requests = 0
         self.url = ""
 
     def __enter__(self) -> Self:
@@ -52,16 +57,37 @@ class Proxy:
         """Let nobody in any more, or again."""
         self._refuses = refuses
 
+    def withhold(self, request: int) -> None:
+        """Let so many more requests pass, and nothing of what the server says from the last of them on, until `release`."""
+        self._requests = request
+
+    @property
+    def withholds(self) -> bool:
+        """Whether what the server says does not pass."""
+        return not self._answers.is_set()
+
+    def release(self) -> None:
+        """Let everything pass again, first what was withheld."""
+        self._requests = 0
+        self._call(self._answers.set)
+
     def _do(self, act: Callable[[_Pair], None]) -> None:
+        self._call(lambda: [act(pair) for pair in list(self._pairs)])
+
+    def _call(self, act: Callable[[], object]) -> None:
         done = threading.Event()
 
-        def do() -> None:
-            for pair in list(self._pairs):
-                act(pair)
+        def call() -> None:
+            act()
             done.set()
 
-        self._loop.call_soon_threadsafe(do)
+        self._loop.call_soon_threadsafe(call)
         assert done.wait(5)
+
+    def _asked(self) -> None:
+        self._requests -= 1
+        if self._requests == 0:
+            self._answers.clear()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -91,28 +117,50 @@ class Proxy:
         except OSError:
             writer.transport.abort()
             return
-        pair = _Pair((reader, writer), there)
+        pair = _Pair((reader, writer), there, self._asked, self._answers)
         self._pairs.add(pair)
         await pair.forward()
         self._pairs.discard(pair)
 
 
 class _Pair:
-    def __init__(self, *ends: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> None:
-        self._ends = ends
+    """One connection.
+
+    Args:
+        here: The client.
+        there: The server.
+        asked: Called before a request passes.
+        answers: Set while what the server says passes.
+    """
+
+    def __init__(self, here: _End, there: _End, asked: Callable[[], None], answers: asyncio.Event) -> None:
+        self._here = here
+        self._there = there
+        self._asked = asked
+        self._answers = answers
         self._flows = asyncio.Event()
         self._flows.set()
 
     async def forward(self) -> None:
-        (here, to_here), (there, to_there) = self._ends
-        await asyncio.gather(self._pump(here, to_there), self._pump(there, to_here))
+        await asyncio.gather(self._forward_requests(), self._forward_answers())
 
-    async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    async def _forward_requests(self) -> None:
         with contextlib.suppress(OSError):
-            while data := await source.read(65_536):
+            while data := await self._here[0].read(65_536):
                 await self._flows.wait()
-                target.write(data)
-                await target.drain()
+                self._asked()
+                self._there[1].write(data)
+                await self._there[1].drain()
+        await self._flows.wait()
+        self.abort()
+
+    async def _forward_answers(self) -> None:
+        with contextlib.suppress(OSError):
+            while data := await self._there[0].read(65_536):
+                await self._flows.wait()
+                await self._answers.wait()
+                self._here[1].write(data)
+                await self._here[1].drain()
         await self._flows.wait()
         self.abort()
 
@@ -120,6 +168,7 @@ class _Pair:
         self._flows.clear()
 
     def abort(self) -> None:
-        for _, writer in self._ends:
+        for _, writer in (self._here, self._there):
             writer.transport.abort()
         self._flows.set()
+        self._answers.set()

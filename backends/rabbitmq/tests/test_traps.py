@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
@@ -10,8 +11,9 @@ from contextlib import asynccontextmanager
 import aiormq
 import pytest
 from aiormq.abc import AbstractChannel
+from proxies import Proxy
 from rabbitmq_nodes import control
-from rabbitmq_traffic import PATIENCE, erase, lanes_of, message, new_namespace, opened
+from rabbitmq_traffic import PATIENCE, erase, lanes_of, message, new_namespace, opened, until
 
 from crossdock.errors import QueueHeld
 from crossdock.spi import Ack, Broker, Dead, DeadLetter, Delivery, Lane, Message, Nack, Priority, QueueSpec, Reason, Replay, State
@@ -147,22 +149,25 @@ async def test_letters_that_are_still_on_their_way_back_are_waited_for(server: S
 
 
 async def test_a_cancelled_look_holds_no_letters(server: Server) -> None:
-    """Whenever a look at the dead letters is cancelled, others get to see them, though its Broker stays open."""
-    async with emptied(server) as (namespace, one), opened(server.url, namespace) as other:
-        ids = await _fill_with_letters(one, 7)
-        for turns in range(0, 60, 3):
-            looking = asyncio.create_task(one.peek("q", State.DEAD))
-            for _ in range(turns):
-                await asyncio.sleep(0)
-                await other.stats(["q"])  # takes as long as one step of a look
-            looking.cancel()
-            await asyncio.wait([looking])
-            if looking.cancelled():
-                assert await _letters_in_the_end(other) == ids
-                await other.close()
-                await other.open()
-                await other.declare([QueueSpec("q")])
-        await other.purge("q", State.DEAD)
+    """Whichever answer a look at the dead letters waits for when it is cancelled, others get to see them, though its Broker stays open."""
+    with Proxy(server.url) as proxy:
+        async with emptied(server) as (namespace, one), opened(proxy.url, namespace) as other:
+            ids = await _fill_with_letters(one, 7)
+            for request in itertools.count(1):
+                proxy.withhold(request)
+                looking = asyncio.create_task(other.peek("q", State.DEAD))
+                await until(lambda task=looking: proxy.withholds or task.done(), "the look got so far")
+                looking.cancel()
+                await asyncio.wait([looking])
+                proxy.release()
+                assert await _letters_in_the_end(one) == ids
+                if not looking.cancelled():
+                    break
+                await one.close()
+                await one.open()
+                await one.declare([QueueSpec("q")])
+            assert request > 5
+            await one.purge("q", State.DEAD)
 
 
 async def _fill_with_letters(broker: Broker, count: int) -> list[str]:

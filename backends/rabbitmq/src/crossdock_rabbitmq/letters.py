@@ -254,19 +254,18 @@ class Letters:
             session = None
         link = await self._link()
         name = names.dead(self._namespace, queue)
-        if session is None:
-            if await link.count(name) in (None, (0, 0)):
-                return None
-            await self._take_hold(link, queue)
+        if session is None and await link.count(name) in (None, (0, 0)):
+            return None
         self._stop_timer(queue)
         try:
             if session is None:
+                await self._take_hold(link, queue)
                 await self._all_are_back(link, queue)
                 session = Session(queue)
                 session.reading = await Reading.begin(link, name, session.note)
                 self._sessions[queue] = session
             await session.reading.catch_up()
-        finally:  # also where the caller is cancelled
+        finally:  # also where the caller is cancelled, who may have the hold without knowing it
             self._timers[queue] = asyncio.get_running_loop().call_later(HELD_FOR, self._time_is_up, queue)
         return session
 
