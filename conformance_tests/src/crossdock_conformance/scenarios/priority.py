@@ -36,6 +36,16 @@ async def _fill(broker: Broker, lab: Lab, counts: Mapping[Key, int]) -> dict[Key
     return {key: [message.id for message in messages] for key, messages in stored.items()}
 
 
+async def _counts(broker: Broker, lab: Lab, queue: str, ready: int) -> None:
+    """Wait until so many messages are counted as ready: a networked broker may hand out what it stored a little later."""
+
+    async def check() -> None:
+        found = (await lab.stats(broker, queue)).ready
+        assert found == ready, f"stats count {found} ready messages in {queue!r}, not {ready}"
+
+    await lab.eventually(check)
+
+
 async def _takes(broker: Broker, lab: Lab, lanes: Sequence[Lane], limit: int, expected: Mapping[Key, int]) -> None:
     """Assert how many messages a receive takes from each lane that gives any.
 
@@ -98,6 +108,7 @@ async def quotas_divide_levels(broker: Broker, lab: Lab) -> None:
 async def levels_come_in_the_order_asked(broker: Broker, lab: Lab) -> None:
     """The lanes say which level comes first, not the level itself; within each the first in is the first out."""
     await lab.enqueue(broker, *(lab.message(f"{level.name}{n}", priority=level) for n in (1, 2) for level in reversed(LEVELS)))
+    await _counts(broker, lab, "q", 8)
     taken = await lab.take(broker, limit=3, lanes=[Lane("q", LOW, 0), Lane("q", CRITICAL, 0)])
     assert [delivery.message.id for delivery in taken] == ["LOW1", "LOW2", "CRITICAL1"]
     taken = await lab.take_exactly(broker, 5)
@@ -155,6 +166,7 @@ async def urgent_newcomer_comes_next(broker: Broker, lab: Lab) -> None:
     await _fill(broker, lab, {least: 10})
     for late in (least, *others):
         await _fill(broker, lab, {late: 1})
+        await _counts(broker, lab, late[0], 11 if late[0] == least[0] else 1)
         (delivery,) = await lab.take_exactly(broker, 1, lanes=lanes)
         assert _key(delivery) == late
         await lab.settle(broker, Ack(delivery))

@@ -382,7 +382,7 @@ async def _waits_over(lab: Lab, disturb: Callable[[], Awaitable[object]]) -> Non
 
 @scenario(hooks=[Hook.SERVER], seconds=180, way=("killed", "stopped"))
 async def many_restarts_leave_no_deaf_receiver(lab: Lab, way: Way) -> None:
-    """After each of five restarts, and after three in quick succession, a receiver that was there all along gets what comes."""
+    """After each of two restarts, and after three in quick succession, a receiver that was there all along gets what comes."""
     async with outages(lab) as (lab, server):
         receiver = await lab.open()
         producer = await lab.open()
@@ -411,7 +411,7 @@ async def many_restarts_leave_no_deaf_receiver(lab: Lab, way: Way) -> None:
 
         listening = asyncio.ensure_future(listen())
         try:
-            for number, times in enumerate((1, 1, 1, 1, 1, 3)):
+            for number, times in enumerate((1, 1, 3)):
                 for _ in range(times):
                     await server.restart(way)
                 await lab.until(partial(is_stored, f"r{number}"), "a message could be stored")
