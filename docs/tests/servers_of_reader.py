@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -68,6 +69,10 @@ def started(page: Page, place: Path) -> Iterator[tuple[Page, Path]]:
                 script = f'#!/bin/sh\nexec {shlex.quote(_redis_cli())} -h {url.hostname} -p {url.port} --no-raw "$@"\n'
                 (programs / kind.client).write_text(script)
                 (programs / kind.client).chmod(0o755)
+                # What a reader's server has by default; those for tests have something else.
+                subprocess.run(
+                    [programs / kind.client, "CONFIG", "SET", "appendfsync", "everysec"], check=True, capture_output=True
+                )
         copy.write_text(text, encoding="utf-8")
         yield Page(copy, text), programs
 
